@@ -1,0 +1,245 @@
+"""Messages -> token ids and supervised spans: the one place that knows the chat format, for training and for talking.
+
+A conversation looks like this, with `<s>` and `</s>` as single control tokens:
+
+    <s>system
+    你是一个助手。</s>
+    <s>user
+    你好</s>
+    <s>assistant
+    你好！</s>
+
+Content is encoded apart from the control tokens, so text can never forge one: `</s>` typed by a user is four
+ordinary characters. Only what an assistant says may hold the tags (`<think>`, `<answer>`, ...) as single tokens.
+The Jinja template next to the tokenizer renders the same text for other libraries.
+"""
+
+import hashlib
+import json
+import re
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
+
+Message = dict[str, Any]
+"""`role` and `content`; a system message may hold `tools`, an assistant's `tool_calls` and `reasoning_content`."""
+
+ROLES = ("system", "user", "assistant", "tool")
+CONTROL_TOKENS = ("<unk>", "<s>", "</s>")
+TAGS = (
+    *("<think>", "</think>", "<answer>", "</answer>"),
+    *("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"),
+)
+RESERVED_TOKENS = tuple(f"<|reserved_{i}|>" for i in range(5))
+SPECIAL_TOKENS = CONTROL_TOKENS + TAGS + RESERVED_TOKENS
+"""In the order of their ids, 0 to 15."""
+
+Piece = str | int
+"""A stretch of text still to encode, or a finished token id."""
+
+
+class ChatFormat:
+    """Encodes texts, conversations and prompts for one tokenizer; long lists are encoded on all cores."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast):
+        self.bos_id, self.eos_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+        self._template = tokenizer.chat_template or ""
+        self._control_ids = [i for i, token in tokenizer.added_tokens_decoder.items() if token.special]
+        content = json.loads(tokenizer.backend_tokenizer.to_str())
+        content.update(truncation=None, padding=None, post_processor=None)
+        self._content = json.dumps(content, sort_keys=True, ensure_ascii=False)
+        # Without its added tokens a tokenizer cannot produce a control id: no merge leads to one.
+        self._plain = Tokenizer.from_str(json.dumps({**content, "added_tokens": []}))
+        # A tokenizer that lacks a tag (MiniMind's of early 2025 has none) reads it as ordinary text.
+        added = tokenizer.get_added_vocab()
+        self._tag_ids = {tag: added[tag] for tag in TAGS if tag in added}
+        self._tags = re.compile(f"({'|'.join(self._tag_ids) or '(?!)'})")
+        assistant, newline = self._encode(["assistant\n", "\n"])
+        self._assistant = [self.bos_id, *assistant]
+        self._end_of_turn = [self.eos_id, *newline]
+
+    def encode_texts(self, texts: list[str]) -> list[list[int]]:
+        """`<s>` text `</s>` for each text. Raises ValueError for text that is not valid Unicode."""
+        return [[self.bos_id, *ids, self.eos_id] for ids in self._encode(texts)]
+
+    def encode_conversations(self, conversations: list[list[Message]]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """Token ids of each conversation and its supervised spans [start, end): first answer token to `</s>` inclusive.
+
+        An assistant's turn without any content has no span: there is nothing to learn from it.
+        Raises ValueError for an empty conversation, an unknown role, or content that is not text.
+        """
+        turns_of = []
+        for i, messages in enumerate(conversations):
+            try:
+                check_messages(messages)
+                turns_of.append([self._render(message) for message in messages])
+            except ValueError as error:
+                raise ValueError(f"conversation {i} of this batch: {error}") from error
+        texts = [piece for turns in turns_of for turn in turns for piece in turn if isinstance(piece, str)]
+        encoded = iter(self._encode(texts))
+        result = []
+        for messages, turns in zip(conversations, turns_of, strict=True):
+            ids: list[int] = []
+            spans = []
+            for message, turn in zip(messages, turns, strict=True):
+                start = len(ids) + len(self._assistant)
+                for piece in turn:
+                    if isinstance(piece, str):
+                        ids += next(encoded)
+                    else:
+                        ids.append(piece)
+                if message["role"] == "assistant" and len(ids) > start:
+                    spans.append((start, len(ids) + 1))  # one more for </s>
+                ids += self._end_of_turn
+            result.append((ids, spans))
+        return result
+
+    def encode_prompt(self, messages: list[Message], max_tokens: int | None = None) -> list[int]:
+        """Token ids of the messages, ending with the header of the answer to come (`<s>assistant` and a newline).
+
+        Where they exceed `max_tokens`, whole exchanges (a user's message and all that follows it up to the next one)
+        are dropped, oldest first; system messages and the last exchange stay. Raises ValueError when these alone are
+        too long, and for messages that `encode_conversations` would refuse.
+        """
+        check_messages(messages)
+        exchange, exchanges = 0, []  # which exchange a message belongs to; None: stays in any case
+        for message in messages:
+            exchange += message["role"] == "user"
+            exchanges.append(None if message["role"] == "system" else exchange)
+        turns = [ids for ids, _ in self.encode_conversations([[message] for message in messages])]
+        length = len(self._assistant) + sum(map(len, turns))
+        if max_tokens is not None:
+            for oldest in range(exchange):
+                if length <= max_tokens:
+                    break
+                length -= sum(len(turn) for turn, n in zip(turns, exchanges, strict=True) if n == oldest)
+                turns = [[] if n == oldest else turn for turn, n in zip(turns, exchanges, strict=True)]
+            if length > max_tokens:
+                raise ValueError(
+                    f"the system message and the last user message need {length} tokens, but the prompt may have only "
+                    f"{max_tokens}: shorten them, or allow a longer context or fewer new tokens"
+                )
+        return [i for turn in turns for i in turn] + self._assistant
+
+    def fingerprint(self) -> str:
+        """sha256 of all that decides token ids: the tokenizer's content and the chat template."""
+        return hashlib.sha256(f"{self._content}\0{self._template}".encode()).hexdigest()
+
+    def token_bytes(self) -> np.ndarray:
+        """(V,) int64: UTF-8 bytes each token stands for, 0 for control tokens; to turn a loss into bits per byte."""
+        # One character of the byte-level alphabet is one byte, and tags are ASCII.
+        sizes = np.array([len(self._plain.id_to_token(i)) for i in range(self._plain.get_vocab_size())])
+        sizes[self._control_ids] = 0
+        return sizes
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        try:
+            return [encoding.ids for encoding in self._plain.encode_batch_fast(texts, add_special_tokens=False)]
+        except UnicodeEncodeError:
+            for text in texts:
+                check_text(text)
+            raise
+
+    def _render(self, message: Message) -> list[Piece]:
+        """One turn up to, not including, its `</s>`; text between two ids is one piece, as in the rendered text."""
+        role, content = message["role"], message.get("content") or ""
+        if role == "assistant":
+            return self._assistant + self._join(self._answer(message, content))
+        if role == "tool":
+            return [
+                self.bos_id,
+                *self._join([*self._split("tool\n<tool_response>\n"), content, *self._split("\n</tool_response>")]),
+            ]
+        if role == "system" and message.get("tools"):
+            return [self.bos_id, *self._join([f"system\n{content}", *self._tool_block(message, content)])]
+        return [self.bos_id, f"{role}\n{content}"]
+
+    def _answer(self, message: Message, content: str) -> list[Piece]:
+        reasoning = message.get("reasoning_content")
+        pieces = self._split((f"<think>\n{reasoning}\n</think>\n\n" if reasoning else "") + content)
+        for call in _json_list(message, "tool_calls"):
+            call = call.get("function") or call
+            arguments = call["arguments"]
+            arguments = arguments if isinstance(arguments, str) else _dumps(arguments)
+            text = f'\n{{"name": {_dumps(call["name"])}, "arguments": {arguments}}}\n'
+            pieces += ["\n" if pieces else "", *self._split("<tool_call>"), text, *self._split("</tool_call>")]
+        return pieces
+
+    def _tool_block(self, message: Message, content: str) -> list[Piece]:
+        tools = "".join(_dumps(tool) + "\n" for tool in _json_list(message, "tools"))
+        return [
+            "\n\n" if content else "",
+            f"# Tools\n\n可以调用下列函数：\n<tools>\n{tools}</tools>\n\n需要调用时，按下面的格式输出：\n",
+            *self._split('<tool_call>\n{"name": 函数名, "arguments": 参数}\n</tool_call>'),
+        ]
+
+    def _split(self, text: str) -> list[Piece]:
+        """Text in which the tags are tokens."""
+        return [self._tag_ids.get(part, part) for part in self._tags.split(text) if part]
+
+    @staticmethod
+    def _join(pieces: list[Piece]) -> list[Piece]:
+        """Adjacent strings become one, since a merge may cross their border."""
+        joined: list[Piece] = []
+        for is_text, group in groupby(pieces, key=lambda piece: isinstance(piece, str)):
+            joined += ["".join(group)] if is_text else group
+        return joined
+
+
+def check_messages(messages: list[Message]) -> None:
+    """Raises ValueError, saying which message and why, unless the messages can be rendered."""
+    if not messages:
+        raise ValueError("the conversation is empty: it needs at least one message with role and content")
+    for i, message in enumerate(messages):
+        role, content = message.get("role"), message.get("content")
+        if role not in ROLES:
+            raise ValueError(f"message {i} has the unknown role {role!r}: use one of {', '.join(ROLES)}")
+        if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
+            raise ValueError(f"message {i} ({role}) has content of type {type(content).__name__}: it must be a string")
+
+
+def check_text(text: str) -> None:
+    """Raises ValueError for half of a surrogate pair: it has no UTF-8 form, hence no tokens."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"character {error.start} is the lone surrogate U+{ord(text[error.start]):04X}, which is no valid text: "
+            "remove it, or write the whole character"
+        ) from error
+
+
+def split_reasoning(text: str) -> tuple[str, str]:
+    """(reasoning, answer) of a model's reply `<think>reasoning</think><answer>answer</answer>`.
+
+    Every tag may be missing, as in a reply that is plain or still growing: text in front of `</think>` is reasoning
+    (all of it while `<think>` is open), the rest is the answer.
+    """
+    head, opened, rest = text.partition("<think>")
+    if opened and head.strip():
+        return "", text.strip()  # the tag is quoted in the middle of an answer
+    reasoning, closed, answer = (rest if opened else head).partition("</think>")
+    if not closed:
+        reasoning, answer = (reasoning, "") if opened else ("", reasoning)
+    answer = answer.strip().removeprefix("<answer>").removesuffix("</answer>")
+    return reasoning.strip(), answer.strip()
+
+
+def _json_list(message: Message, key: str) -> list[dict]:
+    """`tools` or `tool_calls`: a list of objects, or the same as JSON text; absent means none."""
+    value = message.get(key) or []
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{key} is not valid JSON: {error}") from error
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise ValueError(f"{key} must be a list of objects, or the same as JSON text")
+    return value
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
