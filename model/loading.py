@@ -1,0 +1,184 @@
+"""Names, places, strict loading and atomic saving of weight files."""
+
+import os
+import pickle
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from .LMConfig import LMConfig
+from .model import MiniMindForCausalLM
+
+REPO_ROOT = Path(__file__).resolve().parents[1]
+TOKENIZER_DIR = REPO_ROOT / "model" / "minimind_tokenizer"
+
+# eval_model.py --model_mode N talks to the file of that stage.
+MODEL_MODES = {0: "pretrain", 1: "full_sft", 2: "rlhf", 3: "reason"}
+STAGE_SCRIPTS = {
+    "pretrain": "train_pretrain.py",
+    "full_sft": "train_full_sft.py",
+    "rlhf": "train_dpo.py",
+    "reason": "train_distill_reason.py",
+    "full_dist": "train_distillation.py",
+}
+
+
+def weights_path(out_dir: str | Path, name: str, config: LMConfig) -> Path:
+    """`{out_dir}/{name}_{dim}[_moe].pth`, e.g. out/full_sft_512.pth."""
+    return Path(out_dir) / f"{name}_{config.dim}{'_moe' if config.use_moe else ''}.pth"
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of parameters; a tied one counts once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def save_weights(state_dict: dict[str, torch.Tensor], path: str | Path) -> None:
+    """Write a state dict as plain float32 CPU tensors, all or nothing: a crash leaves the old file as it was.
+
+    Raises:
+        OSError: the disk is full or not writable; the temporary file is removed.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(_plain_tensors(state_dict), file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    # The rename itself lives in the directory; without this a power cut could undo it.
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _plain_tensors(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Float32 CPU copies. Tied names keep sharing one tensor, and no tensor drags along a larger storage."""
+    copies = {}
+    plain = {}
+    for name, tensor in state_dict.items():
+        tensor = tensor.detach()
+        identity = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        if identity not in copies:
+            dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+            copies[identity] = tensor.to("cpu", dtype, copy=True).contiguous()
+        plain[name] = copies[identity]
+    return plain
+
+
+def load_weights(model: nn.Module, path: str | Path, make_with: str | None = None) -> None:
+    """Load a weight file into `model`: same names, same shapes, nothing missing, nothing left over.
+
+    Args:
+        model: a MiniMindForCausalLM of the same sizes as the file.
+        path: a .pth file of this project.
+        make_with: the command that makes the file, for the error message; derived from the file's name by default.
+
+    Raises:
+        FileNotFoundError: the file is missing; names the command that makes it.
+        ValueError: the file is damaged, holds something else than tensors, or a model of another size.
+    """
+    state_dict = _read_state_dict(Path(path), make_with or _make_command(Path(path), model.config))
+    expected = model.state_dict()
+    if state_dict.keys() != expected.keys() or any(state_dict[name].shape != expected[name].shape for name in expected):
+        raise ValueError(_difference(Path(path), state_dict, expected))
+    if not torch.equal(state_dict["lm_head.weight"], state_dict["model.embed_tokens.weight"]):
+        raise ValueError(
+            f"{path}: lm_head.weight and model.embed_tokens.weight differ, but this model uses one matrix for both"
+        )
+    model.load_state_dict(state_dict)
+
+
+def load_model(config: LMConfig, path: str | Path, device: str | torch.device = "cpu") -> MiniMindForCausalLM:
+    """A model in evaluation mode with the weights of `path`; raises what load_weights raises."""
+    model = MiniMindForCausalLM(config)
+    load_weights(model, path)
+    return model.to(device).eval()
+
+
+def load_tokenizer(path: str | Path = TOKENIZER_DIR) -> PreTrainedTokenizerBase:
+    """The tokenizer in directory `path`.
+
+    Raises:
+        FileNotFoundError: there is none; names the command that makes it.
+    """
+    if not (Path(path) / "tokenizer.json").is_file():
+        raise FileNotFoundError(f"{path} holds no tokenizer.json: run `python scripts/train_tokenizer.py` to make one")
+    return AutoTokenizer.from_pretrained(path, local_files_only=True)
+
+
+def _make_command(path: Path, config: LMConfig) -> str | None:
+    """The command that writes a file of this name, if one of our stages does."""
+    stage = next((name for name in STAGE_SCRIPTS if path.name == weights_path("", name, config).name), None)
+    if stage is None:
+        return None
+    return f"python {STAGE_SCRIPTS[stage]} --dim {config.dim} --n_layers {config.n_layers}" + (
+        " --use_moe True" if config.use_moe else ""
+    )
+
+
+def _read_state_dict(path: Path, make_with: str | None) -> dict[str, torch.Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} not found: " + (f"run `{make_with}` first" if make_with else "check the path"))
+    remedy = f"remove it and run `{make_with}` again" if make_with else "copy or make it again"
+    with open(path, "rb") as file:
+        if file.read(4) != b"PK\x03\x04":  # torch.save has written zip archives since 1.6
+            raise ValueError(f"{path} is not a PyTorch weight file, or its beginning is damaged: {remedy}")
+    try:
+        state_dict = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} holds more than tensors and was not opened, it could run code of its author: {error}"
+        ) from error
+    except (RuntimeError, EOFError, OSError) as error:
+        raise ValueError(f"{path} is cut off or damaged: {remedy} ({error})") from error
+    if not isinstance(state_dict, dict) or not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
+        raise ValueError(f"{path} is not a state dict, a table from names to tensors: {remedy}")
+    return state_dict
+
+
+def _describe(state_dict: dict[str, torch.Tensor]) -> dict[str, object] | None:
+    """The sizes that a state dict shows, by flag name; None if it has no layout of ours."""
+    embedding = state_dict.get("model.embed_tokens.weight")
+    if embedding is None:
+        return None
+    layers = {int(name.split(".")[2]) for name in state_dict if name.startswith("model.layers.")}
+    return {
+        "vocab_size": embedding.shape[0],
+        "dim": embedding.shape[1],
+        "n_layers": len(layers),
+        "use_moe": any(".mlp.experts." in name for name in state_dict),
+    }
+
+
+def _difference(path: Path, found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> str:
+    """One message: what the file holds, what was asked for, and what to pass instead."""
+    sizes, wanted = _describe(found), _describe(expected)
+    if sizes is None:
+        return f"{path} has another layout than this project's (its first name is {next(iter(found), None)!r})"
+    if sizes != wanted:
+        flags = " ".join(f"--{name} {sizes[name]}" for name in sizes if sizes[name] != wanted[name])
+        return f"{path} holds a model of {_sizes(sizes)}, but {_sizes(wanted)} was asked for: pass {flags}"
+    differences = [f"{name} missing" for name in expected if name not in found]
+    differences += [f"{name} unexpected" for name in found if name not in expected]
+    differences += [
+        f"{name} is {tuple(found[name].shape)}, not {tuple(expected[name].shape)}"
+        for name in expected
+        if name in found and found[name].shape != expected[name].shape
+    ]
+    return (
+        f"{path} does not fit the model in {len(differences)} tensors ({'; '.join(differences[:4])}): "
+        "make the model with the n_heads, n_kv_heads, hidden_dim, qk_norm and experts that the file was trained with"
+    )
+
+
+def _sizes(sizes: dict[str, object]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in sizes.items())
