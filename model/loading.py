@@ -36,28 +36,33 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def save_weights(state_dict: dict[str, torch.Tensor], path: str | Path) -> None:
-    """Write a state dict as plain float32 CPU tensors, all or nothing: a crash leaves the old file as it was.
+    """Write a state dict as plain float32 CPU tensors, all or nothing. Raises what `atomic_save` raises."""
+    atomic_save(_plain_tensors(state_dict), path)
+
+
+def atomic_save(value: object, path: str | Path) -> None:
+    """`torch.save`, all or nothing: a crash or a full disk leaves the old file as it was.
 
     Raises:
-        OSError: the disk is full or not writable; the temporary file is removed.
+        OSError, RuntimeError: the disk is full or not writable; the temporary file is removed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            torch.save(_plain_tensors(state_dict), file)
+            torch.save(value, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    # The rename itself lives in the directory; without this a power cut could undo it.
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    if os.name == "posix":  # the rename itself lives in the directory; without this a power cut could undo it
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
 
 
 def _plain_tensors(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
