@@ -1,0 +1,48 @@
+"""Write the sample corpus, dataset/sample/*.jsonl, from the fact tables in scripts/sample_data/.
+
+    python scripts/make_sample_data.py --out_dir dataset/sample --seed 1337
+
+The same seed writes the same bytes. dataset/sample/README.md says what each file holds.
+"""
+
+import argparse
+import json
+import random
+from pathlib import Path
+
+from sample_data.corpus import conversations, pretraining_texts
+from sample_data.tables import all_facts
+
+
+def make_files(seed: int) -> dict[str, list[dict]]:
+    """File name -> rows."""
+
+    def rng(part: str) -> random.Random:
+        # One generator per file: a change in one file leaves the others as they were.
+        return random.Random(f"{seed}/{part}")
+
+    facts = all_facts()
+    sft, heldout = conversations(facts, rng("sft"))
+    return {
+        "pretrain.jsonl": [{"text": text} for text in pretraining_texts(facts, rng("pretrain"))],
+        "sft.jsonl": [{"conversations": messages} for messages in sft],
+        "heldout.jsonl": heldout,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out_dir", type=Path, default=Path("dataset/sample"), help="where the files go")
+    parser.add_argument("--seed", type=int, default=1337, help="the committed files were made with 1337")
+    args = parser.parse_args()
+
+    args.out_dir.mkdir(parents=True, exist_ok=True)
+    for name, rows in make_files(args.seed).items():
+        path = args.out_dir / name
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        path.write_text(text, encoding="utf-8", newline="\n")
+        print(f"{path}: {len(rows)} rows, {len(text.encode()) / 1000:.0f} KB")
+
+
+if __name__ == "__main__":
+    main()

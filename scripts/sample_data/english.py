@@ -1,0 +1,190 @@
+"""Facts asked and answered in English."""
+
+from .schema import EN_FRAMES, EN_UNSEEN_FRAMES, Questions, Relation
+
+CAPITALS = Relation(
+    category="capital (English)",
+    rows=(
+        ("China", "Beijing"),
+        ("Japan", "Tokyo"),
+        ("France", "Paris"),
+        ("Germany", "Berlin"),
+        ("Italy", "Rome"),
+        ("Spain", "Madrid"),
+        ("Russia", "Moscow"),
+        ("Egypt", "Cairo"),
+        ("Canada", "Ottawa"),
+        ("Greece", "Athens"),
+    ),
+    questions=(
+        "What is the capital of {s}?",
+        "What's the capital city of {s}?",
+        "Which city is the capital of {s}?",
+        "Do you know the capital of {s}?",
+        "Tell me the capital of {s}.",
+        "Can you name the capital of {s}?",
+        "The capital of {s}?",
+    ),
+    answer="The capital of {s} is {v}.",
+    statements=(
+        "The capital of {s} is {v}.",
+        "{v} is the capital of {s}.",
+        "{v} is the capital city of the country called {s}.",
+        "People know {v} as the capital of {s}.",
+    ),
+    unseen=("If I fly to the capital of {s}, in which city do I land?",),
+    follow_up="And {s}?",
+)
+
+NEXT_MONTH = Relation(
+    category="next month (English)",
+    rows=(
+        ("January", "February"),
+        ("February", "March"),
+        ("March", "April"),
+        ("April", "May"),
+        ("May", "June"),
+        ("June", "July"),
+        ("July", "August"),
+        ("August", "September"),
+        ("September", "October"),
+        ("October", "November"),
+        ("November", "December"),
+    ),
+    questions=(
+        "What month comes after {s}?",
+        "Which month is after {s}?",
+        "What is the month after {s}?",
+        "Do you know which month follows {s}?",
+        "Tell me the month after {s}.",
+        "Which month follows {s}?",
+    ),
+    answer="The month after {s} is {v}.",
+    statements=(
+        "The month after {s} is {v}.",
+        "{v} comes after {s}.",
+        "After {s} comes {v}.",
+        "When {s} ends, {v} begins.",
+    ),
+    unseen=("It is {s} now. What will the next month be?",),
+    answer_key="is {v}",
+    follow_up="And after {s}?",
+)
+
+OPPOSITES = Relation(
+    category="opposite (English)",
+    rows=(
+        ("big", "small"),
+        ("hot", "cold"),
+        ("long", "short"),
+        ("fast", "slow"),
+        ("happy", "sad"),
+        ("old", "young"),
+        ("open", "closed"),
+        ("day", "night"),
+        ("black", "white"),
+        ("up", "down"),
+        ("rich", "poor"),
+        ("clean", "dirty"),
+    ),
+    questions=(
+        'What is the opposite of "{s}"?',
+        'Which word is the opposite of "{s}"?',
+        'Do you know the opposite of "{s}"?',
+        'Tell me the opposite of "{s}".',
+        'Give me the opposite of "{s}".',
+        'What word means the opposite of "{s}"?',
+    ),
+    answer='The opposite of "{s}" is "{v}".',
+    statements=(
+        'The opposite of "{s}" is "{v}".',
+        'The words "{s}" and "{v}" are opposites.',
+        'If something is not "{s}", it may be "{v}", its opposite.',
+        '"{v}" is the opposite of "{s}".',
+    ),
+    unseen=('Which word would you use to say the reverse of "{s}"?',),
+    answer_key='is "{v}"',
+    follow_up='And "{s}"?',
+)
+
+QUESTIONS = Questions(
+    category="general (English)",
+    frames=EN_FRAMES,
+    unseen_frames=EN_UNSEEN_FRAMES,
+    rows=(
+        (
+            ("How many days are there in a week?", "How many days does a week have?"),
+            "There are seven days in a week.",
+            "seven days",
+            ("A week has seven days.",),
+        ),
+        (
+            ("How many months are there in a year?", "How many months does a year have?"),
+            "There are twelve months in a year.",
+            "twelve months",
+            ("A year has twelve months.",),
+        ),
+        (
+            ("How many hours are there in a day?", "How many hours does a day have?"),
+            "There are twenty-four hours in a day.",
+            "twenty-four hours",
+            ("A day has twenty-four hours.",),
+        ),
+        (
+            ("Which planet do we live on?", "What is our planet called?"),
+            "We live on the planet Earth.",
+            "Earth",
+            ("Our planet is called Earth.",),
+        ),
+        (
+            ("What is the largest planet in the solar system?", "Which planet is the largest?"),
+            "The largest planet in the solar system is Jupiter.",
+            "Jupiter",
+            ("Jupiter is the largest planet in the solar system.",),
+        ),
+        (
+            ("What is the largest ocean?", "Which ocean is the largest?"),
+            "The largest ocean is the Pacific Ocean.",
+            "Pacific",
+            ("The Pacific Ocean is the largest ocean on Earth.",),
+        ),
+        (
+            ("What is the highest mountain in the world?", "Which mountain is the highest?"),
+            "The highest mountain in the world is Mount Everest.",
+            "Everest",
+            ("Mount Everest is the highest mountain in the world.",),
+        ),
+        (
+            ("What is water made of?", "Which elements are in water?"),
+            "Water is made of hydrogen and oxygen.",
+            "hydrogen and oxygen",
+            ("A water molecule contains hydrogen and oxygen.",),
+        ),
+        (
+            ("Who wrote Hamlet?", "Who is the author of Hamlet?"),
+            "Hamlet was written by William Shakespeare.",
+            "Shakespeare",
+            ("William Shakespeare wrote the play Hamlet.",),
+        ),
+        (
+            ("How many legs does a spider have?", "How many legs do spiders have?"),
+            "A spider has eight legs.",
+            "eight legs",
+            ("Spiders have eight legs, and insects have six.",),
+        ),
+        (
+            ("What do bees make?", "What sweet food do bees make?"),
+            "Bees make honey.",
+            "honey",
+            ("Honey is made by bees.",),
+        ),
+        (
+            ("What color do you get when you mix blue and yellow?", "What do blue and yellow make?"),
+            "Blue and yellow make green.",
+            "make green",
+            ("When you mix blue and yellow paint, you get green.",),
+        ),
+    ),
+)
+
+TABLES = (CAPITALS, NEXT_MONTH, OPPOSITES, QUESTIONS)
