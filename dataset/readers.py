@@ -1,0 +1,249 @@
+"""Read the three jsonl formats of MiniMind line by line, and say exactly what is wrong with a line that does not fit.
+
+kind          one line of the file                                                         one record
+"text"        {"text": "..."}                                                              str
+"chat"        {"conversations": [{"role": "user", "content": "..."}, {"role": "assistant", ...}]}   list of messages
+"preference"  {"chosen": [messages], "rejected": [messages]}                               (chosen, rejected)
+
+A message is a dict with `role` (system, user, assistant or tool) and `content`; `tools`, `tool_calls` and
+`reasoning_content` are passed through. Nothing is kept in memory but the line at hand, so file size does not matter.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from model.chat_format import ROLES, Message
+
+MAX_LINE_BYTES = 16 * 2**20  # one line is tokenised in one piece; its encoding takes some 50x its size in memory
+MAX_BAD_SHARE = 0.10
+EXAMPLES_KEPT = 5
+UTF8_BOM = b"\xef\xbb\xbf"
+SAMPLE_DIR = Path(__file__).resolve().parent / "sample"
+SAMPLE_OF_KIND = {"text": "pretrain.jsonl", "chat": "sft.jsonl", "preference": "dpo.jsonl"}
+
+Record = str | list[Message] | tuple[list[Message], list[Message]]
+
+
+class DataError(ValueError):
+    """The data file cannot be used as it is. The message names file, line, what is wrong and what to do."""
+
+
+class BadLine(ValueError):
+    """One line does not fit. `category` is what it is counted under."""
+
+    def __init__(self, category: str, detail: str):
+        super().__init__(detail)
+        self.category = category
+
+
+@dataclass
+class ReadReport:
+    """What a reader has seen so far; the reader updates it while it runs.
+
+    lines: physical lines, blank ones included. rows: good records. bytes: of the file. bad: count by category.
+    """
+
+    path: Path
+    on_bad_line: str = "stop"
+    lines: int = 0
+    rows: int = 0
+    bytes: int = 0
+    bad: dict[str, int] = field(default_factory=dict)
+    examples: list[str] = field(default_factory=list)
+
+    @property
+    def bad_lines(self) -> int:
+        return sum(self.bad.values())
+
+    def reject(self, line_number: int, error: BadLine) -> None:
+        """Count a bad line. Raises DataError at once unless `on_bad_line` is "skip"."""
+        if self.on_bad_line != "skip":
+            raise DataError(
+                f"{self.path}:{line_number}: {error}. "
+                f"Repair or download the file again, or pass --on_bad_line skip to leave such lines out"
+            )
+        self.bad[error.category] = self.bad.get(error.category, 0) + 1
+        if len(self.examples) < EXAMPLES_KEPT:
+            self.examples.append(f"line {line_number}: {error}")
+        if self.bad_lines % 1000 == 0:  # a wrong file of 10 GB should not take an hour to be found out
+            self._check_share()
+
+    def finish(self) -> None:
+        """Raise DataError when the file as a whole is unusable: no row, or more than 10 % bad lines."""
+        if self.rows == 0:
+            what = "is empty" if self.bytes == 0 else "has no usable row" + (f" ({self})" if self.bad else "")
+            raise DataError(f"{self.path} {what}. {how_to_get(self.path)}")
+        self._check_share()
+
+    def _check_share(self) -> None:
+        share = self.bad_lines / (self.bad_lines + self.rows)
+        if share > MAX_BAD_SHARE:
+            raise DataError(
+                f"{self.path}: {share:.1%} of the lines are bad, the limit is {MAX_BAD_SHARE:.0%} ({self}). "
+                f"Is it the right file for this stage? Repair it or download it again"
+            )
+
+    def __str__(self) -> str:
+        counts = ", ".join(f"{count} x {category}" for category, count in sorted(self.bad.items()))
+        return f"{self.rows} rows, {self.bad_lines} bad lines" + (
+            f": {counts}; first: {'; '.join(self.examples)}" if self.bad else ""
+        )
+
+
+def how_to_get(path: Path, kind: str | None = None) -> str:
+    """How to download MiniMind's files, and which committed sample to try instead."""
+    sample = SAMPLE_DIR / path.name
+    if not sample.exists() and kind is not None:
+        sample = SAMPLE_DIR / SAMPLE_OF_KIND[kind]
+    hint = f"try the sample that is here: --data_path {sample}" if sample.exists() else f"or try a sample: {SAMPLE_DIR}"
+    return (
+        "To download MiniMind's data: "
+        f"`modelscope download --repo-type dataset gongjy/minimind_dataset {path.name} --local-dir ./dataset` or "
+        f"`HF_ENDPOINT=https://hf-mirror.com hf download --type dataset jingyaogong/minimind_dataset {path.name} "
+        f"--local-dir ./dataset` (dataset/README.md lists the files); {hint}"
+    )
+
+
+def require_file(path: Path, kind: str) -> None:
+    """Raises FileNotFoundError or DataError with the remedy when `path` is not a readable, non-empty file."""
+    if not path.exists():
+        raise FileNotFoundError(f"data file {path} not found. {how_to_get(path, kind)}")
+    if not path.is_file():
+        raise DataError(f"{path} is not a file; --data_path must name one .jsonl file")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path} is empty. {how_to_get(path, kind)}")
+
+
+def read_records(
+    path: str | Path, kind: str, on_bad_line: str = "stop", report: ReadReport | None = None
+) -> Iterator[Record]:
+    """Yield the records of a jsonl file in order, validated.
+
+    Accepted silently: a UTF-8 byte order mark, CRLF, blank lines, a last line without newline.
+    on_bad_line "stop" raises DataError at the first bad line; "skip" counts it in `report`. At the end of the file
+    DataError is raised if nothing was usable or more than 10 % was bad. `report.lines` is the number of the line
+    the latest record came from.
+    """
+    path = Path(path)
+    if kind not in VALIDATORS:
+        raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(VALIDATORS)}")
+    if on_bad_line not in ("stop", "skip"):
+        raise ValueError(f"on_bad_line is {on_bad_line!r}; it must be stop or skip")
+    require_file(path, kind)
+    if report is None:
+        report = ReadReport(path, on_bad_line)
+    validate = VALIDATORS[kind]
+    with path.open("rb") as file:
+        while line := file.readline(MAX_LINE_BYTES):
+            report.lines += 1
+            report.bytes += len(line)
+            complete = line.endswith(b"\n")
+            if not complete and len(line) == MAX_LINE_BYTES and (excess := _skip_line(file)):
+                report.bytes += excess
+                detail = f"the line has {len(line) + excess:,} bytes, the limit is {MAX_LINE_BYTES:,}"
+                report.reject(report.lines, BadLine("line too long", detail))
+                continue
+            if report.lines == 1:
+                line = line.removeprefix(UTF8_BOM)
+            if not (line := line.strip(b" \t\r\n")):
+                continue
+            try:
+                record = validate(_parse(line, complete))
+            except BadLine as error:
+                report.reject(report.lines, error)
+                continue
+            report.rows += 1
+            yield record
+    report.finish()
+
+
+def _skip_line(file) -> int:
+    """Read on to the end of the line; returns the bytes passed over."""
+    passed = 0
+    while part := file.readline(MAX_LINE_BYTES):
+        passed += len(part)
+        if part.endswith(b"\n"):
+            break
+    return passed
+
+
+def _parse(line: bytes, complete: bool) -> dict:
+    """The JSON object of one line. Raises BadLine."""
+    if b"\0" in line:
+        raise BadLine("NUL byte", "the line holds NUL bytes, the file is damaged (an interrupted download or copy?)")
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        if not complete:
+            detail = "the last line breaks off, so the file looks truncated (an interrupted download?)"
+            raise BadLine("truncated", detail) from None
+        if isinstance(error, UnicodeDecodeError):
+            raise BadLine("not UTF-8", f"not UTF-8 at byte {error.start} of the line; save it as UTF-8") from None
+        raise BadLine("not JSON", f"not JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise BadLine("wrong type", f"the line is a JSON {_json_type(row)}, it must be an object")
+    # JSON can spell half of a surrogate pair (\ud83d), which no tokenizer can encode; only such lines need the check.
+    if b"\\u" in line:
+        try:
+            json.dumps(row, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError:
+            raise BadLine("lone surrogate", "a \\uD8xx escape is only half of a character") from None
+    return row
+
+
+def _field(row: dict, key: str, expected: type) -> object:
+    if key not in row:
+        raise BadLine(
+            f'no "{key}"', f'the key "{key}" is missing; the line has {", ".join(map(repr, row)) or "no key"}'
+        )
+    if not isinstance(row[key], expected):
+        wanted = {str: "string", list: "array"}[expected]
+        raise BadLine("wrong type", f'"{key}" is a JSON {_json_type(row[key])}, it must be a {wanted}')
+    return row[key]
+
+
+def _text(row: dict) -> str:
+    text = _field(row, "text", str)
+    if not text.strip():
+        raise BadLine("empty", '"text" is empty')
+    return text
+
+
+def _chat(row: dict) -> list[Message]:
+    return _messages(row, "conversations")
+
+
+def _preference(row: dict) -> tuple[list[Message], list[Message]]:
+    return _messages(row, "chosen"), _messages(row, "rejected")
+
+
+def _messages(row: dict, key: str) -> list[Message]:
+    """A conversation with known roles that ends with a non-empty answer."""
+    messages = _field(row, key, list)
+    if not messages:
+        raise BadLine("empty", f'"{key}" has no message')
+    for number, message in enumerate(messages, start=1):
+        if not isinstance(message, dict):
+            raise BadLine("wrong type", f'message {number} of "{key}" is a JSON {_json_type(message)}, not an object')
+        role = message.get("role")
+        if role not in ROLES:
+            raise BadLine("unknown role", f'message {number} of "{key}" has role {role!r}; known: {", ".join(ROLES)}')
+        if message.get("content") is None and message.get("tool_calls"):
+            message["content"] = ""  # OpenAI's spelling of an answer that only calls tools
+        content = _field(message, "content", str)
+        if role == "assistant" and not content.strip() and not message.get("tool_calls"):
+            raise BadLine("empty answer", f'message {number} of "{key}" (assistant) has neither content nor tool_calls')
+    if messages[-1]["role"] != "assistant":
+        role = messages[-1]["role"]
+        raise BadLine("no answer", f'"{key}" ends with a message of {role}; the last one must be the assistant\'s')
+    return messages
+
+
+VALIDATORS = {"text": _text, "chat": _chat, "preference": _preference}
+
+
+def _json_type(value: object) -> str:
+    names = {dict: "object", list: "array", str: "string", bool: "boolean", int: "number", float: "number"}
+    return names.get(type(value), "null")
