@@ -1,0 +1,1 @@
+"""What every training stage shares: flags, devices and ranks, losses, optimizer, the loop, checkpoints, reports."""

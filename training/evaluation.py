@@ -1,0 +1,76 @@
+"""Held-out loss, bits per byte and sample answers: is the model learning, on text it was never trained on?"""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from dataset.batching import plan_batches
+from inference.generation import generate
+from inference.sampling import SamplingParams
+from model.chat_format import ChatFormat
+
+
+@dataclass
+class Evaluation:
+    """What a stage measures at its evaluations.
+
+    heldout: units with ``lengths`` and ``collate``, none of them trained on; may be empty.
+    questions: user messages to answer, or the beginnings of texts to continue when ``continue_text`` is set.
+    """
+
+    heldout: object
+    tokenizer: PreTrainedTokenizerBase
+    questions: list[str] = field(default_factory=list)
+    continue_text: bool = False
+    max_new_tokens: int = 64
+
+    @torch.no_grad()
+    def measure(self, run, model: nn.Module, loss_fn, tokens_per_batch: int) -> dict[str, float]:
+        """Means of loss and metrics over the held-out set, and bits per byte where the metrics include ``nll``.
+
+        Bits per byte = (nats of all supervised tokens) / (ln 2 * their UTF-8 bytes). Unlike the loss per token it does
+        not depend on the tokenizer. The end token costs nats and has no bytes.
+        """
+        if not len(self.heldout):
+            return {}
+        token_bytes = torch.from_numpy(ChatFormat(self.tokenizer).token_bytes())
+        names: list[str] = []
+        sums = torch.zeros(0, dtype=torch.float64)
+        model.eval()
+        budget = max(tokens_per_batch, int(self.heldout.lengths.max()) + 15)
+        for ids in plan_batches(self.heldout.lengths, budget, seed=0, epoch=0)[run.rank :: run.world_size]:
+            batch = self.heldout.collate(ids)
+            byte_count = token_bytes[batch["targets"]].sum()
+            with run.autocast():
+                loss, weight, metrics = loss_fn(model, run.to_device(batch))
+            values = {"loss": loss, "weight": weight, "bytes": byte_count, **metrics}
+            numbers = torch.stack([torch.as_tensor(v).detach().double().cpu() for v in values.values()])
+            names, sums = list(values), numbers if not names else sums + numbers
+        model.train()
+        names = run.from_main(names)
+        sums = sums if len(sums) else torch.zeros(len(names), dtype=torch.float64)
+        total = dict(zip(names, run.sum_over_ranks(sums.to(run.device, torch.float32)).tolist(), strict=True))
+        weight, byte_count = max(total.pop("weight"), 1.0), total.pop("bytes")
+        measured = {f"heldout_{name}": value / weight for name, value in total.items()}
+        if "nll" in total and byte_count:
+            measured["bits_per_byte"] = total["nll"] / (math.log(2) * byte_count)
+        return measured
+
+    def answers(self, model: nn.Module) -> list[tuple[str, str]]:
+        """Greedy answers to ``questions``: pairs (question, answer)."""
+        if not self.questions:
+            return []
+        chat = ChatFormat(self.tokenizer)
+        if self.continue_text:
+            prompts = [ids[:-1] for ids in chat.encode_texts(self.questions)]  # without </s>
+        else:
+            prompts = [chat.encode_prompt([{"role": "user", "content": text}]) for text in self.questions]
+        params = SamplingParams(temperature=0.0, max_new_tokens=self.max_new_tokens)
+        model.eval()
+        answers = generate(model, prompts, params, eos_token_id=chat.eos_id)
+        model.train()
+        texts = [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in answers]
+        return list(zip(self.questions, texts, strict=True))

@@ -1,0 +1,56 @@
+"""What a stage starts from: weights (``--from_weight``) and data (``--data_path``)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dataset.batching import Pairs, Sequences
+from dataset.token_cache import open_token_cache
+from model.chat_format import ChatFormat
+from model.LMConfig import LMConfig
+from model.loading import load_weights, weights_path
+from model.model import MiniMindForCausalLM
+
+from .runtime import Run
+
+
+def starting_model(args, config: LMConfig) -> MiniMindForCausalLM:
+    """The model that training starts from: random weights, or those that ``args.from_weight`` names.
+
+    A name is a stage's (``pretrain`` is ``{out_dir}/pretrain_{dim}[_moe].pth``), anything ending in .pth is a file.
+    Raises: FileNotFoundError, ValueError: no such file, or weights of another size; the message names the remedy.
+    """
+    model = MiniMindForCausalLM(config)
+    if args.from_weight != "none":
+        is_file = args.from_weight.endswith(".pth")
+        load_weights(model, Path(args.from_weight) if is_file else weights_path(args.out_dir, args.from_weight, config))
+    return model
+
+
+@dataclass
+class Data:
+    """Training and held-out units (sequences, or preference pairs), and what identifies their content."""
+
+    train: Sequences | Pairs
+    heldout: Sequences | Pairs
+    fingerprint: str
+
+
+def load_data(run: Run, args, chat: ChatFormat, kind: str) -> Data:
+    """Tokenise ``args.data_path`` (or find its cache), cut to ``args.max_seq_len``, hold out ``args.heldout_share``.
+
+    Rank 0 builds the cache; all ranks map the same file into memory.
+    Args: kind: 'text', 'chat' or 'preference' (dataset/readers.py).
+    Raises: FileNotFoundError, ValueError: the file is missing, unusable, or nothing in it fits max_seq_len.
+    """
+    with run.main_first():
+        cache = open_token_cache(args.data_path, kind, chat, args.cache_dir, on_bad_line=args.on_bad_line, log=run.log)
+    units = (Pairs if kind == "preference" else Sequences).from_cache(cache, args.max_seq_len)
+    if units.dropped:
+        rows = units.dropped + len(units)
+        run.log(f"{units.dropped} of {rows} rows do not fit --max_seq_len {args.max_seq_len} and are left out")
+    train, heldout = units.split(args.heldout_share, args.seed)
+    if not len(train):
+        raise ValueError(
+            f"{args.data_path}: no row can be trained on at --max_seq_len {args.max_seq_len}; raise it, or add data"
+        )
+    return Data(train, heldout, cache.path.name)

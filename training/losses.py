@@ -1,0 +1,45 @@
+"""Losses that two or more stages use. All are sums over the micro-batch: the loop divides once, by the step's weight.
+
+A micro-batch is a dict (see dataset/batching.py):
+    input_ids (B, T) int64    right-padded rows
+    lengths   (B,)   int64    real tokens of each row
+    positions (N,)   int64    flat places b*T + t whose next token is supervised
+    targets   (N,)   int64    that next token
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
+    """Negative log-likelihood of each target. logits (N, V) any dtype, targets (N,) -> (N,) float32, in nats."""
+    return F.cross_entropy(logits.float(), targets, reduction="none")
+
+
+def supervised_per_row(batch: dict[str, Tensor]) -> Tensor:
+    """(B,) int64: how many supervised tokens each row of the batch holds."""
+    rows, width = batch["input_ids"].shape
+    return torch.bincount(batch["positions"] // width, minlength=rows)
+
+
+def balance_loss(aux_loss: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    """The MoE load-balancing loss as a sum over supervised tokens: each row's value counts once per token.
+
+    Weighting by tokens makes the step's gradient independent of how rows are grouped into micro-batches.
+    aux_loss: (B,) per row, zeros for a dense model.
+    """
+    return (aux_loss * supervised_per_row(batch)).sum()
+
+
+def next_token_loss(model, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Next-token cross-entropy over the supervised positions of a micro-batch: pretraining, SFT and LoRA.
+
+    Returns: (loss sum, weight = number of supervised tokens, metric sums over the same weight).
+    A batch without supervised tokens gives 0, weight 0 and zero gradients, never NaN.
+    """
+    output = model(batch["input_ids"], lengths=batch["lengths"], supervised=batch["positions"])
+    nll = token_nll(output.logits, batch["targets"]).sum()
+    aux = balance_loss(output.aux_loss, batch)
+    weight = torch.tensor(float(len(batch["targets"])), device=nll.device)
+    return nll + aux, weight, {"nll": nll.detach(), "aux_loss": aux.detach()}

@@ -1,0 +1,185 @@
+"""What a run tells: log lines, ``out/logs/<run>.jsonl``, a loss-curve PNG, a progress bar, and wandb if asked for."""
+
+import contextlib
+import datetime
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from tqdm import tqdm
+
+
+class Meter:
+    """Adds up the numbers of the steps since the last log line, and the time that went by."""
+
+    def __init__(self):
+        self.names: list[str] = []
+        self.reset()
+
+    def reset(self) -> None:
+        """Start a new window."""
+        self.sums: dict[str, float] = {}
+        self.steps, self.idle, self.started = 0, 0.0, time.perf_counter()
+
+    def add(self, values: list[float]) -> dict[str, float]:
+        """Add one step's numbers, in the order of ``names``; returns them by name. A skipped step adds nothing."""
+        numbers = dict(zip(self.names, values, strict=True))
+        self.steps += 1
+        if not numbers["skipped"]:
+            for name, value in numbers.items():
+                self.sums[name] = self.sums.get(name, 0.0) + value
+        return numbers
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time inside (an evaluation, a save) does not count as training time."""
+        started = time.perf_counter()
+        yield
+        self.idle += time.perf_counter() - started
+
+    def means(self) -> dict[str, float]:
+        """Loss and stage metrics per unit of weight, the mean gradient norm, and the rates of the window."""
+        seconds = max(time.perf_counter() - self.started - self.idle, 1e-9)
+        sums = self.sums or dict.fromkeys(self.names, math.nan)
+        weight, positions, steps = max(sums["weight"], 1), max(sums["positions"], 1), max(self.steps, 1)
+        plain = ("weight", "tokens", "positions", "stop", "save", "grad_norm", "skipped")
+        return {
+            **{name: value / weight for name, value in sums.items() if name not in plain},
+            "grad_norm": sums["grad_norm"] / steps,
+            "tokens_per_s": sums["tokens"] / seconds,
+            "padding": 1 - sums["tokens"] / positions,
+            "seconds_per_step": seconds / steps,
+        }
+
+
+class Report:
+    """The main process's log of one run; on other ranks every method does nothing.
+
+    Args: run: this process (training.runtime.Run); name: of the log files; wandb: what ``start_wandb`` returned.
+    """
+
+    def __init__(self, run, args, name: str, total_steps: int, first_step: int = 0, wandb=None):
+        self.active = run.is_main
+        self.path = Path(args.out_dir) / "logs" / f"{name}.jsonl"
+        if not self.active:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self.path.open("a", encoding="utf-8")
+        self._bar = tqdm(
+            total=total_steps, initial=first_step, unit="step", dynamic_ncols=True, disable=None, leave=False
+        )
+        self._wandb = wandb
+        self._epochs = args.epochs
+        self._waited = 0.0
+        self.record({"event": "start", "time": time.strftime("%Y-%m-%dT%H:%M:%S"), "flags": vars(args)})
+
+    def log_step(
+        self, progress, meter: Meter, lr: float, epoch_steps: list[int], total_steps: int, waited: float
+    ) -> None:
+        """One line in upstream's format plus rates, one JSON record; starts a new window of the meter.
+
+        Args: epoch_steps: steps of each epoch; waited: seconds the loop has waited for data in this epoch.
+        """
+        if self.active:
+            means = meter.means()
+            before = sum(epoch_steps[: progress.epoch])
+            step, steps = progress.step - before, epoch_steps[progress.epoch]
+            waiting = waited - self._waited if waited >= self._waited else waited
+            means["data_wait"] = waiting / (means["seconds_per_step"] * max(meter.steps, 1))
+            self._waited = waited
+            seconds = means["seconds_per_step"]
+            self.line(
+                f"Epoch:[{progress.epoch + 1}/{self._epochs}]({step}/{steps}) loss:{means['loss']:.3f} lr:{lr:.12f} "
+                f"epoch_Time:{(steps - step) * seconds / 60:.1f}min: tokens/s:{means['tokens_per_s']:.0f} "
+                f"data_wait:{means['data_wait']:.1%} padding:{means['padding']:.1%} grad_norm:{means['grad_norm']:.2f} "
+                f"ETA:{datetime.timedelta(seconds=round((total_steps - progress.step) * seconds))}"
+            )
+            self.record({"step": progress.step, "epoch": progress.epoch + 1, "lr": lr, "tokens": progress.tokens,
+                         "skipped": progress.skipped, **means})  # fmt: skip
+        meter.reset()
+
+    def line(self, text: str) -> None:
+        """Print one line above the progress bar."""
+        if self.active:
+            tqdm.write(text)
+
+    def step_done(self) -> None:
+        """Move the progress bar by one optimizer step."""
+        if self.active:
+            self._bar.update()
+
+    def record(self, values: dict) -> None:
+        """Append one JSON line; numbers also go to wandb under the same keys."""
+        if not self.active:
+            return
+        self._file.write(json.dumps(values, ensure_ascii=False) + "\n")
+        self._file.flush()
+        if self._wandb and "step" in values:
+            self._wandb.log({key: value for key, value in values.items() if key != "step"}, step=values["step"])
+
+    def plot(self) -> None:
+        """Draw the loss curve beside the log, from the log: ``out/logs/<run>.png``."""
+        if self.active:
+            plot_losses(self.path)
+
+    def close(self) -> None:
+        """Draw the curve a last time and close everything."""
+        if self.active:
+            self._bar.close()
+            self.plot()
+            self._file.close()
+            if self._wandb:
+                self._wandb.finish()
+
+
+def start_wandb(run, args, name: str):
+    """A wandb run on the main process, or None elsewhere. WANDB_MODE=offline needs no account and no network."""
+    if not run.is_main:
+        return None
+    import wandb
+
+    return wandb.init(project=args.wandb_project, name=args.wandb_run_name or name, config=vars(args))
+
+
+def read_log(path: Path) -> list[dict]:
+    """The records of a log file."""
+    with Path(path).open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def plot_losses(log_path: Path) -> Path | None:
+    """Draw training loss, held-out loss and bits per byte against the step; None while there is nothing to draw."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    records = read_log(log_path)
+    trained = [(r["step"], r["loss"]) for r in records if "loss" in r]
+    heldout = [(r["step"], r["heldout_loss"]) for r in records if "heldout_loss" in r]
+    bits = [(r["step"], r["bits_per_byte"]) for r in records if "bits_per_byte" in r]
+    if not trained and not heldout:
+        return None
+    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    if trained:
+        axes.plot(*zip(*trained, strict=True), color="tab:blue", alpha=0.7, linewidth=1, label="training loss")
+    if heldout:
+        axes.plot(*zip(*heldout, strict=True), color="tab:red", marker="o", markersize=4, label="held-out loss")
+        axes.annotate(f"{heldout[-1][1]:.3f}", heldout[-1], textcoords="offset points", xytext=(4, 6), color="tab:red")
+    axes.set(xlabel="step (optimizer updates)", ylabel="loss (nats per token)", title=Path(log_path).stem)
+    axes.grid(alpha=0.3)
+    lines, labels = axes.get_legend_handles_labels()
+    if bits:
+        right = axes.twinx()
+        right.plot(
+            *zip(*bits, strict=True), color="tab:green", marker="s", markersize=3, linestyle="--", label="bits per byte"
+        )
+        right.annotate(f"{bits[-1][1]:.3f}", bits[-1], textcoords="offset points", xytext=(4, -12), color="tab:green")
+        right.set_ylabel("held-out bits per byte")
+        right_lines, right_labels = right.get_legend_handles_labels()
+        lines, labels = lines + right_lines, labels + right_labels
+    axes.legend(lines, labels, loc="upper right")
+    path = Path(log_path).with_suffix(".png")
+    FigureCanvasAgg(figure).print_png(str(path))
+    return path

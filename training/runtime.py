@@ -1,0 +1,215 @@
+"""Where and how a run executes: device, precision, processes, signals. Ranks differ only in what they print and write.
+
+One process, N gloo processes on a CPU and N GPUs on M machines run the same code. There is no DistributedDataParallel
+wrapper: replicas start equal, and once per optimizer step ``sum_gradients`` adds all gradients in one flat all-reduce.
+"""
+
+import contextlib
+import os
+import random
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass
+class Run:
+    """One process of a training run."""
+
+    device: torch.device
+    dtype: torch.dtype
+    rank: int = 0
+    world_size: int = 1
+    stop_signal: int = 0  # number of the signal that asked the run to stop, 0 while nobody did
+
+    @property
+    def is_main(self) -> bool:
+        """True on the one process that prints and writes files."""
+        return self.rank == 0
+
+    def log(self, message: str) -> None:
+        """Print a line, on the main process only."""
+        if self.is_main:
+            print(message, flush=True)
+
+    def autocast(self) -> torch.autocast:
+        """Matrix products in ``dtype``; weights, optimizer and reductions stay float32."""
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
+    def make_scaler(self) -> torch.amp.GradScaler:
+        """Loss scaling for float16, whose smallest number is 6e-8; bfloat16 has float32's range and needs none."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+
+    def to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Move a batch; from pinned memory, so that the copy to a GPU overlaps with compute."""
+        if self.device.type == "cuda":
+            return {name: tensor.pin_memory().to(self.device, non_blocking=True) for name, tensor in batch.items()}
+        return {name: tensor.to(self.device) for name, tensor in batch.items()}
+
+    def compile(self, model: nn.Module, use_compile: bool | None) -> nn.Module:
+        """torch.compile where it pays (CUDA) or is asked for. Shapes vary from batch to batch, hence ``dynamic``."""
+        wanted = self.device.type == "cuda" if use_compile is None else use_compile
+        return torch.compile(model, dynamic=True) if wanted else model
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    @contextlib.contextmanager
+    def main_first(self) -> Iterator[None]:
+        """Rank 0 runs the block alone, then the others do: one builds a cache that all read."""
+        if not self.is_main:
+            self.barrier()
+        try:
+            yield
+        finally:
+            if self.is_main:
+                self.barrier()
+
+    def sum_over_ranks(self, tensor: Tensor) -> Tensor:
+        """The sum of a tensor over all processes, in place; every process gets it."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def broadcast(self, model: nn.Module) -> None:
+        """Make every replica equal to rank 0's, once, before the first step."""
+        if self.world_size > 1:
+            for tensor in model.state_dict().values():
+                dist.broadcast(tensor, src=0)
+
+    def from_main(self, value):
+        """Rank 0's small Python object, on every process."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def gather(self, value) -> list:
+        """The small Python objects of all processes in rank order, on every process."""
+        if self.world_size == 1:
+            return [value]
+        values = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def sum_gradients(self, model: nn.Module, step_sums: Tensor) -> Tensor:
+        """Sum the gradients of all processes, and a small vector of the step's statistics with them, in one all-reduce.
+
+        A process whose share of the step was empty has no gradients yet and adds zeros.
+        Args: step_sums: (K,) float32 on the device. Returns: its sum over all processes.
+        """
+        if self.world_size == 1:
+            return step_sums
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        flat = torch.cat([p.grad.flatten() for p in parameters] + [step_sums])
+        self.sum_over_ranks(flat)
+        *gradients, summed = flat.split([p.numel() for p in parameters] + [len(step_sums)])
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad.copy_(gradient.view_as(parameter))
+        return summed
+
+
+def choose_device(name: str) -> torch.device:
+    """The device called ``name``; 'auto' takes CUDA, then MPS, then the CPU. Raises ValueError if it is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    device = torch.device(name)
+    available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}
+    if device.type not in available or not available[device.type]():
+        raise ValueError(f"--device {name}: not available here; use --device auto or --device cpu")
+    if device.type == "cuda":
+        device = torch.device(
+            "cuda", device.index if device.index is not None else int(os.environ.get("LOCAL_RANK", 0))
+        )
+        torch.cuda.set_device(device)
+    return device
+
+
+def choose_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
+    """The autocast dtype that the device is fast at, and a remark when it is not the one asked for ('' otherwise).
+
+    A CPU without AVX512-BF16 or AMX emulates bfloat16 tens of times slower than float32 (pytorch#146508); a GPU older
+    than Ampere has no bfloat16 units; MPS and CPU have no loss scaling for float16.
+    """
+    if name == "bfloat16":
+        if device.type == "cpu" and not cpu_has_fast_bfloat16():
+            return torch.float32, "this CPU has no bfloat16 instructions: training in float32"
+        if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+            return torch.float16, "this GPU has no bfloat16 units: training in float16 with loss scaling"
+    if name == "float16" and device.type != "cuda":
+        return torch.float32, f"float16 training needs a CUDA device, not {device.type}: training in float32"
+    return TORCH_DTYPES[name], ""
+
+
+def cpu_has_fast_bfloat16() -> bool:
+    """True where the CPU multiplies bfloat16 matrices in hardware (AVX512-BF16, AMX, or Arm's BF16 extension)."""
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def seed_everything(seed: int, rank: int = 0) -> None:
+    """Seed every generator; ranks get different dropout, and equal weights through ``Run.broadcast``."""
+    random.seed(seed + rank)
+    np.random.seed(seed + rank)
+    torch.manual_seed(seed + rank)
+
+
+@contextlib.contextmanager
+def distributed_run(args) -> Iterator[Run]:
+    """Set up this process (device, precision, process group, seeds) and tear it down again.
+
+    Under a launcher (torchrun, deepspeed) the environment gives RANK and WORLD_SIZE; otherwise the run is one process.
+    Raises ValueError for a device that is not there.
+    """
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    device = choose_device(args.device)
+    dtype, remark = choose_dtype(args.dtype, device)
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    run = Run(device, dtype, rank, world_size)
+    if remark:
+        run.log(remark)
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    if world_size > 1:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    seed_everything(args.seed, rank)
+    try:
+        yield run
+    finally:
+        if world_size > 1:
+            dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def stop_on_signals(run: Run) -> Iterator[None]:
+    """SIGINT, SIGTERM and SIGUSR1 ask the loop to finish its step, save and leave; a second SIGINT leaves at once."""
+
+    def ask_to_stop(number: int, frame) -> None:
+        if run.stop_signal == signal.SIGINT == number:
+            raise KeyboardInterrupt
+        run.stop_signal = number
+        if number == signal.SIGINT and run.is_main:
+            print("\nfinishing this step, then saving (Ctrl-C again leaves at once)", file=sys.stderr, flush=True)
+
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]  # Windows has no SIGUSR1
+    previous = {name: signal.signal(getattr(signal, name), ask_to_stop) for name in names}
+    try:
+        yield
+    finally:
+        for name, handler in previous.items():
+            signal.signal(getattr(signal, name), handler)
