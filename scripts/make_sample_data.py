@@ -10,7 +10,11 @@ import json
 import random
 from pathlib import Path
 
-from sample_data.corpus import conversations, pretraining_texts
+from sample_data.corpus import assistant, conversations, pretraining_texts, single_turns, split_questions, turns, user
+from sample_data.medical import medical_facts
+from sample_data.persona import persona_facts
+from sample_data.preferences import preference_pairs
+from sample_data.reasoning import problems, reasoned
 from sample_data.tables import all_facts
 
 
@@ -23,10 +27,31 @@ def make_files(seed: int) -> dict[str, list[dict]]:
 
     facts = all_facts()
     sft, heldout = conversations(facts, rng("sft"))
+    dpo, dpo_heldout = preference_pairs(300, 40, rng("dpo"))
+
+    reasoning = problems(700, rng("reason"))
+    solved, unsolved = reasoning[:600], reasoning[600:]
+
+    persona, persona_heldout = single_turns(persona_facts(), 20, rng("persona"))
+    # Some ordinary facts, so that the adapter learns who it is and nothing else.
+    ordinary, order = split_questions([fact for fact in facts if fact.category != "identity"]), rng("persona order")
+    persona += [{"conversations": turns((fact, ordinary[fact][0][0]))} for fact in order.sample(list(ordinary), 20)]
+    order.shuffle(persona)
+    medical, medical_heldout = single_turns(medical_facts(), 40, rng("medical"))
     return {
         "pretrain.jsonl": [{"text": text} for text in pretraining_texts(facts, rng("pretrain"))],
         "sft.jsonl": [{"conversations": messages} for messages in sft],
         "heldout.jsonl": heldout,
+        "dpo.jsonl": dpo,
+        "dpo_heldout.jsonl": dpo_heldout,
+        "reason.jsonl": [{"conversations": [user(p.question), assistant(reasoned(p))]} for p in solved],
+        "reason_heldout.jsonl": [
+            {"conversations": [user(p.question)], "answer": p.answer_key, "category": p.category} for p in unsolved
+        ],
+        "lora_identity.jsonl": persona,
+        "lora_identity_heldout.jsonl": persona_heldout,
+        "lora_medical.jsonl": medical,
+        "lora_medical_heldout.jsonl": medical_heldout,
     }
 
 

@@ -55,6 +55,16 @@ def split_questions(facts: list[Fact]) -> dict[Fact, tuple[list[str], str]]:
     return split
 
 
+def single_turns(facts: list[Fact], held_out: int, rng: random.Random) -> tuple[list[dict], list[dict]]:
+    """Every question of every fact but `held_out` of them, which come back as held-out rows."""
+    split = split_questions(facts)
+    rows = [{"conversations": turns((fact, question))} for fact, (known, _) in split.items() for question in known]
+    asked = rng.sample(list(split), min(held_out, len(split)))
+    rows += [{"conversations": turns((fact, split[fact][1]))} for fact in split if fact not in asked]
+    rng.shuffle(rows)
+    return rows, [held_out_row([user(split[fact][1])], fact, fact.category) for fact in asked]
+
+
 def held_out_row(messages: list[dict], fact: Fact, category: str) -> dict:
     return {"conversations": messages, "answer": fact.answer_key, "category": category}
 
@@ -129,10 +139,10 @@ def conversations(facts: list[Fact], rng: random.Random) -> tuple[list[list[dict
             training.append(turns(ask(first), (fact, fact.pronoun)))
 
     small_talk = [fact for fact in facts if fact.category in ("small talk", "identity")]
-    for _ in range(150):
+    for _ in range(100):
         chosen = rng.sample(facts, rng.randint(1, 3))
         training.append(turns(ask(rng.choice(small_talk)), *map(ask, chosen)))
-    for _ in range(100):
+    for _ in range(60):
         system = {"role": "system", "content": rng.choice(SYSTEM_PROMPTS)}
         training.append([system, *turns(ask(rng.choice(facts)))])
 

@@ -36,6 +36,38 @@ CAPITALS = Relation(
     follow_up="And {s}?",
 )
 
+ELEMENT_SYMBOLS = Relation(
+    category="element symbol (English)",
+    rows=(
+        ("hydrogen", "H"),
+        ("carbon", "C"),
+        ("oxygen", "O"),
+        ("sodium", "Na"),
+        ("iron", "Fe"),
+        ("copper", "Cu"),
+        ("silver", "Ag"),
+        ("gold", "Au"),
+    ),
+    questions=(
+        "What is the chemical symbol of {s}?",
+        "What's the chemical symbol for {s}?",
+        "Which symbol stands for {s}?",
+        "Do you know the symbol of {s}?",
+        "Tell me the chemical symbol of {s}.",
+        "How do chemists write {s}?",
+    ),
+    answer="The chemical symbol of {s} is {v}.",
+    statements=(
+        "The chemical symbol of {s} is {v}.",
+        "{v} is the symbol of {s}.",
+        "Chemists write {v} for {s}.",
+        "The element {s} has the symbol {v}.",
+    ),
+    unseen=("In a chemical formula, how is {s} written?",),
+    answer_key="is {v}.",
+    follow_up="And {s}?",
+)
+
 NEXT_MONTH = Relation(
     category="next month (English)",
     rows=(
@@ -84,8 +116,6 @@ OPPOSITES = Relation(
         ("day", "night"),
         ("black", "white"),
         ("up", "down"),
-        ("rich", "poor"),
-        ("clean", "dirty"),
     ),
     questions=(
         'What is the opposite of "{s}"?',
@@ -187,4 +217,4 @@ QUESTIONS = Questions(
     ),
 )
 
-TABLES = (CAPITALS, NEXT_MONTH, OPPOSITES, QUESTIONS)
+TABLES = (CAPITALS, ELEMENT_SYMBOLS, NEXT_MONTH, OPPOSITES, QUESTIONS)
