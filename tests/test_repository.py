@@ -1,0 +1,239 @@
+"""The repository keeps its own promises: who may import whom, requirements, and every command in the documentation."""
+
+import argparse
+import ast
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("model", "dataset", "training", "inference")
+MAY_IMPORT = {
+    "model": {"model"},
+    "dataset": {"dataset", "model"},
+    "inference": {"inference", "model"},
+    "training": {"training", "inference", "dataset", "model"},
+}
+SCRIPTS = sorted([*ROOT.glob("*.py"), *ROOT.glob("scripts/*.py")])
+CODE = sorted(p for folder in (*PACKAGES, "scripts") for p in ROOT.glob(f"{folder}/**/*.py")) + sorted(
+    ROOT.glob("*.py")
+)
+DEV_CODE = sorted([*ROOT.glob("tests/**/*.py"), *ROOT.glob("benchmarks/**/*.py")])
+OURS = {*PACKAGES, "tests", *(p.stem for p in ROOT.glob("*.py")), *(p.stem for p in ROOT.glob("scripts/*"))}
+TOOLS = {"ruff"}  # development requirements that are run, not imported
+DOCUMENTS = [ROOT / "README.md", ROOT / "README_en.md", *sorted(ROOT.glob("docs/**/*.md")), ROOT / "dataset/README.md"]
+READMES = (ROOT / "README.md", ROOT / "README_en.md")
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def imported(tree: ast.AST) -> set[str]:
+    """Top-level names of the packages that absolute imports below `tree` mention."""
+    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 0}
+    return {name.partition(".")[0] for name in names}
+
+
+def imported_at_once(tree: ast.Module) -> set[str]:
+    """The part of `imported` that happens when the module is imported, not later inside a function."""
+    return set().union(*(imported(s) for s in tree.body if not isinstance(s, ast.FunctionDef | ast.ClassDef)), set())
+
+
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+# Modules
+
+
+@pytest.mark.parametrize("path", CODE, ids=name_of)
+def test_modules_import_only_what_lies_below_them(path):
+    names = imported(parse(path))
+    folder = name_of(path).partition("/")[0]
+    if folder in MAY_IMPORT:
+        wrong = names & OURS - MAY_IMPORT[folder]
+        assert not wrong, f"{folder}/ may not import {sorted(wrong)}"
+    scripts = names & {script.stem for script in SCRIPTS} - {path.stem}
+    assert not scripts, f"scripts are run, not imported: {sorted(scripts)}"
+
+
+@pytest.mark.parametrize("path", CODE, ids=name_of)
+def test_modules_hold_definitions_only(path):
+    """No call, loop or `with` at the top level; only a script may extend its search path and call its main."""
+    for statement in parse(path).body:
+        source = ast.unparse(statement)
+        is_text = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+        is_guard = isinstance(statement, ast.If) and ast.unparse(statement.test) in (
+            "__name__ == '__main__'",
+            "TYPE_CHECKING",
+        )
+        definitions = (ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign, ast.FunctionDef, ast.ClassDef)
+        allowed = is_text or is_guard or isinstance(statement, definitions)
+        allowed |= path in SCRIPTS and source.startswith("sys.path.insert(")
+        assert allowed, f"line {statement.lineno}: {source.splitlines()[0]}"
+
+
+def test_importing_everything_has_no_effect(tmp_path):
+    """In a new process: nothing printed, no file written, no thread, no CUDA context, random generators untouched."""
+    program = """
+import importlib, random, runpy, sys, threading
+import numpy as np, torch
+from pathlib import Path
+def state():
+    return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+before = state()
+for path in sys.argv[1:]:
+    if path.endswith(".py"):
+        sys.path.insert(0, str(Path(path).parent))
+        runpy.run_path(path, run_name="imported")
+    else:
+        importlib.import_module(path)
+assert state() == before, "a random generator was used"
+assert not torch.cuda.is_initialized(), "CUDA was initialised"
+assert [t.name for t in threading.enumerate()] == ["MainThread"], threading.enumerate()
+"""
+    scripts = [str(path) for path in SCRIPTS]  # first: they put the repository on the search path
+    modules = [
+        name_of(p).removesuffix(".py").replace("/", ".") for p in CODE if name_of(p).partition("/")[0] in PACKAGES
+    ]
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", program, *scripts, *modules], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert not list(tmp_path.iterdir())
+
+
+# Requirements
+
+
+def requirements(name: str) -> dict[str, Requirement]:
+    lines = [line.partition("#")[0].strip() for line in (ROOT / name).read_text(encoding="utf-8").splitlines()]
+    parsed = [Requirement(line) for line in lines if line and not line.startswith("-r")]
+    return {requirement.name: requirement for requirement in parsed}
+
+
+def third_party(names: set[str]) -> set[str]:
+    return names - OURS - set(sys.stdlib_module_names)
+
+
+def test_requirements_are_exactly_what_is_imported():
+    """requirements.txt: imported by the code. -optional: only inside functions. -dev: by tests and benchmarks."""
+    core, dev, optional = (set(requirements(f"requirements{suffix}.txt")) for suffix in ("", "-dev", "-optional"))
+    at_once = third_party(set().union(*(imported_at_once(parse(path)) for path in CODE)))
+    anywhere = third_party(set().union(*(imported(parse(path)) for path in CODE)))
+    in_tests = third_party(set().union(*(imported(parse(path)) for path in DEV_CODE)))
+    assert not at_once - core, f"missing in requirements.txt: {sorted(at_once - core)}"
+    assert anywhere == core | optional
+    assert in_tests - core - optional == dev - TOOLS
+
+
+@pytest.mark.parametrize("version", ["3.10", "3.11", "3.12", "3.13"])
+def test_every_requirement_has_one_pin_inside_its_range(version):
+    pins = {}
+    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
+        if line and not line.startswith("#"):
+            pin = Requirement(line)
+            if pin.marker is None or pin.marker.evaluate({"python_version": version}):
+                assert pin.name not in pins, f"two pins for {pin.name} on Python {version}"
+                (specifier,) = pin.specifier
+                pins[pin.name] = specifier.version
+    for name, requirement in {**requirements("requirements.txt"), **requirements("requirements-dev.txt")}.items():
+        assert requirement.specifier.contains(pins[name]), f"{requirement} is pinned to {pins[name]}"
+
+
+# Documentation
+
+
+def without_comment(line: str) -> str:
+    return re.sub(r"(^|\s)#.*", "", line).rstrip()
+
+
+def code_blocks(path: Path) -> list[str]:
+    """Fenced code blocks, without comments: those are in the language of the document."""
+    blocks = re.findall(r"^```\w*\n(.*?)^```", path.read_text(encoding="utf-8"), flags=re.M | re.S)
+    return ["\n".join(map(without_comment, block.splitlines())) for block in blocks]
+
+
+def commands() -> list[tuple[str, str]]:
+    """(where, command line) for each command in documents, the Makefile, and the docstrings of scripts."""
+    found = []
+    for path in DOCUMENTS:
+        if path.exists():
+            lines = "\n".join(code_blocks(path)).replace("\\\n", " ").splitlines()
+            found += [(name_of(path), line) for line in lines]
+    found += [("Makefile", line) for line in (ROOT / "Makefile").read_text(encoding="utf-8").splitlines()]
+    for path in SCRIPTS:
+        found += [(name_of(path), line) for line in (ast.get_docstring(parse(path)) or "").splitlines()]
+    pattern = r"\s*(\.venv/bin/)?(python|torchrun|deepspeed)\s.*?\b[\w/]+\.py\b|\s*make\b"
+    return sorted({(where, line.strip()) for where, line in found if re.match(pattern, line)})
+
+
+class Parsed(BaseException):
+    """Raised by the scripts' argument parser when a command line was accepted, to keep the script from running."""
+
+
+@pytest.mark.parametrize(("where", "command"), commands(), ids=lambda value: value)
+def test_documented_commands_exist_and_their_flags_parse(where, command, monkeypatch, capsys):
+    words = shlex.split(command)
+    if words[0] == "make":
+        targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.M))
+        assert {word for word in words[1:] if "=" not in word} <= targets
+        return
+    place = next(i for i, word in enumerate(words) if word.endswith(".py"))
+    script = ROOT / words[place]
+    assert script.is_file(), f"{where} names {words[place]}, which does not exist"
+
+    parse_known_args = argparse.ArgumentParser.parse_known_args
+
+    def parse_and_stop(parser, args=None, namespace=None):
+        _, unknown = parse_known_args(parser, args, namespace)
+        raise Parsed(unknown)
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", parse_and_stop)
+    monkeypatch.setattr(sys, "argv", [str(script), *words[place + 1 :]])
+    monkeypatch.setattr(sys, "path", [str(script.parent), *sys.path])
+    try:
+        runpy.run_path(str(script), run_name="__main__")
+    except Parsed as parsed:
+        assert not parsed.args[0], f"unknown flags: {parsed.args[0]}"
+    except SystemExit:
+        pytest.fail(f"{where}: `{command}` is refused: {capsys.readouterr().err}")
+    else:
+        pytest.fail(f"{script} did not parse its arguments")
+
+
+def test_both_readmes_have_the_same_structure():
+    chinese, english = READMES
+    assert code_blocks(chinese) == code_blocks(english)
+
+    def structure(path: Path) -> list[str]:
+        text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.M | re.S)
+        return [m for m in re.findall(r"^(#+|\||- |\d+\. )", text, flags=re.M)]
+
+    assert structure(chinese) == structure(english)
+
+
+@pytest.mark.parametrize("path", [p for p in DOCUMENTS if p.exists()], ids=name_of)
+def test_links_lead_somewhere(path):
+    text = path.read_text(encoding="utf-8")
+    headings = [re.sub(r"[^\w\- ]", "", heading).strip() for heading in re.findall(r"^#+ (.*)", text, re.M)]
+    anchors = [heading.lower().replace(" ", "-") for heading in headings]
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith("#"):
+            assert target[1:] in anchors, f"{name_of(path)} links to the missing heading {target}"
+        elif "://" not in target:
+            assert (path.parent / target.partition("#")[0]).exists(), f"{name_of(path)} links to the missing {target}"
+
+
+def test_ci_and_makefile_use_the_same_commands():
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert "make test" in ci and "make lint" in ci
+    assert (ROOT / ".ci" / "run").stat().st_mode & 0o100, ".ci/run is not executable"
