@@ -7,7 +7,9 @@ So 8x1, 4x2 and 3+3+2 micro-batches, or one process and two, make the same updat
 The host never waits for the device inside a step: it reads a step's numbers while the device already works on the next.
 """
 
+import contextlib
 import math
+import signal
 from collections.abc import Iterator
 
 import numpy as np
@@ -48,11 +50,8 @@ def train(
 
     model.to(run.device).train()
     run.broadcast(model)
-    optimizer, scaler, progress = (
-        make_optimizer(model, args.learning_rate, args.weight_decay),
-        run.make_scaler(),
-        Progress(),
-    )
+    optimizer = make_optimizer(model, args.learning_rate, args.weight_decay)
+    scaler, progress, meter = run.make_scaler(), Progress(), Meter()
     saver = Saver(run, args, model, optimizer, scaler, progress, weights, data.fingerprint)
     if args.resume:
         with plain_errors():
@@ -65,7 +64,7 @@ def train(
         f"of {args.accumulation_steps} micro-batches x {run.world_size} processes x {budget} tokens"
     )
     compiled = run.compile(model, args.use_compile)
-    meter, unread, stopping = Meter(), None, False
+    unread, stopping = None, False  # numbers of the last step, still on the device
 
     def read_numbers() -> dict[str, float]:
         """Fetch the last step's numbers from the device, count them, and give up when steps keep failing."""
@@ -85,49 +84,41 @@ def train(
             )
         return numbers
 
+    if progress.step == total_steps:
+        run.log("this run is already complete")
+        return
     with stop_on_signals(run):
-        while progress.step < total_steps and not stopping:
-            plan = plans[progress.epoch]
-            with prefetch(
-                data.train.collate, my_share(run, plan, progress.next_batch, window), args.num_workers
-            ) as batches:
-                while progress.next_batch < len(plan) and progress.step < total_steps and not stopping:
-                    lr = lr_at(progress.step, total_steps, args.learning_rate, args.warmup_iters, args.lr_schedule)
-                    set_lr(optimizer, lr)
-                    my_batches = len(
-                        plan[progress.next_batch : progress.next_batch + window][run.rank :: run.world_size]
-                    )
-                    micro_batches = (next(batches) for _ in range(my_batches))
-                    names, sums = add_gradients(run, compiled, loss_fn, micro_batches, scaler, scale=1 / budget)
-                    if not meter.names:
-                        meter.names = [*run.from_main(names), "stop", "save", "grad_norm", "skipped"]
-                    if not names:
-                        sums = torch.zeros(len(meter.names) - 4, device=run.device)
-                    wishes = torch.tensor([float(bool(run.stop_signal)), float(saver.is_time())], device=run.device)
-                    sums = run.sum_gradients(model, torch.cat([sums, wishes]))
-                    weight = sums[1].clamp(min=1)
-                    norm, skipped = clip_and_step(optimizer, scaler, budget / weight, args.grad_clip)
+        for micro_batches in steps_left(run, data.train.collate, plans, window, progress, meter, args.num_workers):
+            lr = lr_at(progress.step, total_steps, args.learning_rate, args.warmup_iters, args.lr_schedule)
+            set_lr(optimizer, lr)
+            names, sums = add_gradients(run, compiled, loss_fn, micro_batches, scaler, scale=1 / budget)
+            if not meter.names:
+                meter.names = [*run.from_main(names), "stop", "save", "grad_norm", "skipped"]
+            if not names:
+                sums = torch.zeros(len(meter.names) - 4, device=run.device)
+            wishes = torch.tensor([float(bool(run.stop_signal)), float(saver.is_time())], device=run.device)
+            sums = run.sum_gradients(model, torch.cat([sums, wishes]))
+            weight = sums[1].clamp(min=1)  # a step without anything supervised has gradient 0, not 0 / 0
+            norm, skipped = clip_and_step(optimizer, scaler, budget / weight, args.grad_clip)
 
-                    numbers = read_numbers()  # of the step before: they are there, nobody waits
-                    unread = torch.cat([sums, norm[None], skipped[None]])
-                    progress.step += 1
-                    progress.next_batch += window
-                    report.step_done()
-                    stopping = bool(numbers.get("stop"))
-                    is_last = progress.step == total_steps
-                    if is_last or progress.step % args.log_interval == 0:
-                        read_numbers()
-                        report.log_step(progress, meter, lr, epoch_steps, total_steps, batches.wait_seconds)
-                    if is_last or (args.eval_interval and progress.step % args.eval_interval == 0):
-                        read_numbers()
-                        with meter.paused():
-                            evaluate(run, model, compiled, loss_fn, evaluation, report, progress.step, budget)
-                    if numbers.get("save") or (args.save_interval and progress.step % args.save_interval == 0):
-                        read_numbers()
-                        with meter.paused():
-                            saver.save()
-            if progress.next_batch >= len(plan):
-                progress.epoch, progress.next_batch = progress.epoch + 1, 0
+            numbers = read_numbers()  # of the step before: they have arrived, nobody waits
+            unread = torch.cat([sums, norm[None], skipped[None]])
+            progress.step += 1
+            report.step_done()
+            stopping = bool(numbers.get("stop"))
+            if progress.step % args.log_interval == 0 or progress.step == total_steps:
+                read_numbers()
+                report.log_step(progress, meter, lr, epoch_steps, total_steps)
+            if is_due(progress.step, args.eval_interval) or progress.step == total_steps:
+                read_numbers()
+                with meter.paused():
+                    evaluate(run, model, compiled, loss_fn, evaluation, report, progress.step, budget)
+            if is_due(progress.step, args.save_interval) or numbers.get("save"):
+                read_numbers()
+                with meter.paused():
+                    saver.save()
+            if stopping or progress.step == total_steps:
+                break
         read_numbers()
         saver.save()
         saver.close()
@@ -135,8 +126,13 @@ def train(
     if stopping:
         run.log(f"stopped after step {progress.step} of {total_steps}; everything is saved. Continue with:")
         run.log(f"  {saver.resume_command}")
-        raise SystemExit(128 + (run.stop_signal or 15))
+        raise SystemExit(128 + (run.stop_signal or signal.SIGTERM))
     run.log(f"done: {saver.weights_path}  log: {report.path}")
+
+
+def is_due(step: int, interval: int) -> bool:
+    """True every ``interval`` steps; never for 0."""
+    return interval > 0 and step % interval == 0
 
 
 def tokens_per_batch(batch_size: int, lengths: np.ndarray) -> int:
@@ -144,10 +140,25 @@ def tokens_per_batch(batch_size: int, lengths: np.ndarray) -> int:
     return max(round(batch_size * float(lengths.mean())), int(lengths.max()) + 15)
 
 
-def my_share(run: Run, plan: list, first: int, window: int) -> list:
-    """This rank's micro-batches from ``first`` on: of every window of the plan, each world_size-th one."""
-    windows = (plan[start : start + window] for start in range(first, len(plan), window))
-    return [ids for ids_of_window in windows for ids in ids_of_window[run.rank :: run.world_size]]
+def steps_left(
+    run: Run, collate, plans: list, window: int, progress: Progress, meter: Meter, depth: int
+) -> Iterator[Iterator[dict[str, Tensor]]]:
+    """Yield, for every optimizer step from ``progress`` on, an iterator over this rank's micro-batches of that step.
+
+    A step takes the next ``window`` micro-batches of the epoch's plan, each rank every world_size-th of them; the last
+    window of an epoch may be short. ``progress`` already stands behind the step when it is yielded, so a state saved
+    right after the step continues with the next one.
+    """
+    for epoch in range(progress.epoch, len(plans)):
+        starts = range(progress.next_batch, len(plans[epoch]), window)
+        shares = [plans[epoch][start : start + window][run.rank :: run.world_size] for start in starts]
+        order = [ids for share in shares for ids in share]
+        source = prefetch(collate, order, depth) if depth else contextlib.nullcontext(map(collate, order))
+        with source as batches:
+            for start, share in zip(starts, shares, strict=True):
+                progress.epoch, progress.next_batch = epoch, start + window
+                yield (meter.wait_for(batches) for _ in share)
+        progress.next_batch = 0
 
 
 def add_gradients(run: Run, model, loss_fn, micro_batches: Iterator, scaler, scale: float) -> tuple[list[str], Tensor]:

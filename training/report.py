@@ -21,7 +21,7 @@ class Meter:
     def reset(self) -> None:
         """Start a new window."""
         self.sums: dict[str, float] = {}
-        self.steps, self.idle, self.started = 0, 0.0, time.perf_counter()
+        self.steps, self.idle, self.waited, self.started = 0, 0.0, 0.0, time.perf_counter()
 
     def add(self, values: list[float]) -> dict[str, float]:
         """Add one step's numbers, in the order of ``names``; returns them by name. A skipped step adds nothing."""
@@ -31,6 +31,13 @@ class Meter:
             for name, value in numbers.items():
                 self.sums[name] = self.sums.get(name, 0.0) + value
         return numbers
+
+    def wait_for(self, batches: Iterator):
+        """The next of ``batches``; the time it takes counts as waiting for data."""
+        started = time.perf_counter()
+        batch = next(batches)
+        self.waited += time.perf_counter() - started
+        return batch
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -49,6 +56,7 @@ class Meter:
             **{name: value / weight for name, value in sums.items() if name not in plain},
             "grad_norm": sums["grad_norm"] / steps,
             "tokens_per_s": sums["tokens"] / seconds,
+            "data_wait": self.waited / seconds,
             "padding": 1 - sums["tokens"] / positions,
             "seconds_per_step": seconds / steps,
         }
@@ -72,23 +80,17 @@ class Report:
         )
         self._wandb = wandb
         self._epochs = args.epochs
-        self._waited = 0.0
         self.record({"event": "start", "time": time.strftime("%Y-%m-%dT%H:%M:%S"), "flags": vars(args)})
 
-    def log_step(
-        self, progress, meter: Meter, lr: float, epoch_steps: list[int], total_steps: int, waited: float
-    ) -> None:
+    def log_step(self, progress, meter: Meter, lr: float, epoch_steps: list[int], total_steps: int) -> None:
         """One line in upstream's format plus rates, one JSON record; starts a new window of the meter.
 
-        Args: epoch_steps: steps of each epoch; waited: seconds the loop has waited for data in this epoch.
+        Args: epoch_steps: optimizer steps of each epoch.
         """
         if self.active:
             means = meter.means()
             before = sum(epoch_steps[: progress.epoch])
             step, steps = progress.step - before, epoch_steps[progress.epoch]
-            waiting = waited - self._waited if waited >= self._waited else waited
-            means["data_wait"] = waiting / (means["seconds_per_step"] * max(meter.steps, 1))
-            self._waited = waited
             seconds = means["seconds_per_step"]
             self.line(
                 f"Epoch:[{progress.epoch + 1}/{self._epochs}]({step}/{steps}) loss:{means['loss']:.3f} lr:{lr:.12f} "
