@@ -33,6 +33,9 @@ def make_files(seed: int) -> dict[str, list[dict]]:
     solved, unsolved = reasoning[:600], reasoning[600:]
 
     persona, persona_heldout = single_turns(persona_facts(), 20, rng("persona"))
+    # What the base model's score asks is trained nowhere, in this file neither.
+    asked = {row["conversations"][0]["content"] for row in heldout if len(row["conversations"]) == 1}
+    persona = [row for row in persona if row["conversations"][0]["content"] not in asked]
     # Some ordinary facts, so that the adapter learns who it is and nothing else.
     ordinary, order = split_questions([fact for fact in facts if fact.category != "identity"]), rng("persona order")
     persona += [{"conversations": turns((fact, ordinary[fact][0][0]))} for fact in order.sample(list(ordinary), 20)]

@@ -48,7 +48,6 @@ def split_questions(facts: list[Fact]) -> dict[Fact, tuple[list[str], str]]:
     split = {}
     for group in by_category(facts).values():
         for i, fact in enumerate(group):
-            # 3 has no common divisor with the usual numbers of questions except 12; `i // len` breaks that cycle too.
             held_out = (3 * i + i // len(fact.questions)) % len(fact.questions)
             training = [question for k, question in enumerate(fact.questions) if k != held_out]
             split[fact] = (training, fact.questions[held_out])

@@ -129,7 +129,7 @@ OPPOSITES = Relation(
     statements=(
         'The opposite of "{s}" is "{v}".',
         'The words "{s}" and "{v}" are opposites.',
-        'If something is not "{s}", it may be "{v}", its opposite.',
+        'When we say "{s}", the opposite is "{v}".',
         '"{v}" is the opposite of "{s}".',
     ),
     unseen=('Which word would you use to say the reverse of "{s}"?',),

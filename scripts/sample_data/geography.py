@@ -253,7 +253,7 @@ LANDMARKS = Relation(
     ),
     answer="{s}位于{v}。",
     statements=("{s}位于{v}。", "{s}在{v}市。", "去{v}旅行的人常常去看{s}。", "{v}有著名的{s}。"),
-    unseen=("我买票去看{s}，火车应该坐到哪座城市？",),
+    unseen=("我想去参观{s}，应该先到哪座城市？",),
     answer_key="位于{v}",
     follow_up="那{s}在哪座城市呢？",
 )

@@ -38,7 +38,7 @@ def rejected_answer(fact: Fact, kind: str, wrong: list[str], facts: list[Fact], 
         return rng.choice(RUDE_EN if is_english(fact.answer) else RUDE_ZH)
     if kind == "off-topic":
         return rng.choice([other for other in facts if other.category != fact.category]).answer
-    return fact.answer * 4
+    return (" " if is_english(fact.answer) else "").join([fact.answer] * 4)
 
 
 def preference_pairs(count: int, held_out: int, rng: random.Random) -> tuple[list[dict], list[dict]]:
