@@ -199,8 +199,8 @@ def _field(row: dict, key: str, expected: type) -> object:
             f'no "{key}"', f'the key "{key}" is missing; the line has {", ".join(map(repr, row)) or "no key"}'
         )
     if not isinstance(row[key], expected):
-        wanted = {str: "string", list: "array"}[expected]
-        raise BadLine("wrong type", f'"{key}" is a JSON {_json_type(row[key])}, it must be a {wanted}')
+        wanted = {str: "a string", list: "an array"}[expected]
+        raise BadLine("wrong type", f'"{key}" is a JSON {_json_type(row[key])}, it must be {wanted}')
     return row[key]
 
 

@@ -1,0 +1,294 @@
+"""The token cache holds exactly what the chat format says, is found again, and is never half-written or stale."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import AddedToken
+
+from dataset import token_cache
+from dataset.readers import DataError
+from dataset.token_cache import open_token_cache
+from model.chat_format import ChatFormat
+from model.loading import load_tokenizer
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+TEXTS = ["今天天气很好。", "The quick brown fox", "二氧化碳在空气中", "x = 1 + 2"]
+
+
+def quiet(_: str) -> None:
+    pass
+
+
+def text_rows(count: int) -> list[dict]:
+    return [{"text": f"{i}: {TEXTS[i % 4]}"} for i in range(count)]
+
+
+def chat_row(*contents: str) -> dict:
+    roles = ("user", "assistant")
+    return {"conversations": [{"role": roles[i % 2], "content": content} for i, content in enumerate(contents)]}
+
+
+def age(path: Path) -> None:
+    """Let the file be ten seconds old: time stamps of fresher files are not trusted."""
+    os.utime(path, ns=(time.time_ns() - 10**10,) * 2)
+
+
+def documents(cache) -> list[list[int]]:
+    return [cache.tokens[a:b].tolist() for a, b in zip(cache.offsets[:-1], cache.offsets[1:], strict=True)]
+
+
+def build_count(monkeypatch) -> list:
+    built = []
+    original = token_cache._build
+    monkeypatch.setattr(token_cache, "_build", lambda *args: (built.append(args[1]), original(*args)))
+    return built
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 100, 2**20])
+def test_text_round_trip_in_any_chunking(write_jsonl, tmp_path, chat_format, monkeypatch, chunk_bytes):
+    monkeypatch.setattr(token_cache, "CHUNK_BYTES", chunk_bytes)
+    rows = text_rows(50)
+    cache = open_token_cache(write_jsonl(rows), "text", chat_format, tmp_path / "cache", log=quiet)
+    assert documents(cache) == chat_format.encode_texts([row["text"] for row in rows])
+    assert cache.spans is None and cache.span_offsets is None
+    assert cache.tokens.dtype == np.uint16
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 2**20])
+def test_conversations_keep_their_spans(write_jsonl, tmp_path, chat_format, monkeypatch, chunk_bytes):
+    monkeypatch.setattr(token_cache, "CHUNK_BYTES", chunk_bytes)
+    rows = [chat_row("你好", "你好！"), chat_row("1+1?", "2", "再加1?", "3"), chat_row("a", "b")]
+    cache = open_token_cache(write_jsonl(rows), "chat", chat_format, tmp_path / "cache", log=quiet)
+    expected = chat_format.encode_conversations([row["conversations"] for row in rows])
+    assert documents(cache) == [ids for ids, _ in expected]
+    for i, (_, spans) in enumerate(expected):
+        found = cache.spans[cache.span_offsets[i] : cache.span_offsets[i + 1]] - cache.offsets[i]
+        assert found.tolist() == [list(span) for span in spans]
+    start, end = cache.spans[0]
+    assert chat_format.encode_texts(["你好！"])[0][1:] == cache.tokens[start:end].tolist()
+
+
+def test_pairs_alternate_chosen_and_rejected(write_jsonl, tmp_path, chat_format):
+    turns = [chat_row("问", answer)["conversations"] for answer in ("好", "坏", "对", "错")]
+    rows = [{"chosen": turns[0], "rejected": turns[1]}, {"chosen": turns[2], "rejected": turns[3]}]
+    cache = open_token_cache(write_jsonl(rows), "preference", chat_format, tmp_path / "cache", log=quiet)
+    assert documents(cache) == [ids for ids, _ in chat_format.encode_conversations(turns)]
+
+
+def test_second_start_reads_nothing(write_jsonl, tmp_path, chat_format, monkeypatch):
+    path = write_jsonl(text_rows(20))
+    age(path)
+    first = open_token_cache(path, "text", chat_format, tmp_path / "cache", log=quiet)
+    monkeypatch.setattr(token_cache, "_sha256", None)
+    monkeypatch.setattr(token_cache, "_build", None)
+    second = open_token_cache(path, "text", chat_format, tmp_path / "cache", log=quiet)
+    assert second.path == first.path
+
+
+def test_same_content_elsewhere_is_found_and_its_stamp_remembered(write_jsonl, tmp_path, chat_format, monkeypatch):
+    built = build_count(monkeypatch)
+    path = write_jsonl(text_rows(20))
+    open_token_cache(path, "text", chat_format, tmp_path / "cache", log=quiet)
+    age(path)  # touched, not changed
+    open_token_cache(path, "text", chat_format, tmp_path / "cache", log=quiet)
+    assert len(built) == 1
+    monkeypatch.setattr(token_cache, "_sha256", None)
+    open_token_cache(path, "text", chat_format, tmp_path / "cache", log=quiet)
+
+
+def test_changed_content_of_same_size_and_time_is_noticed(write_jsonl, tmp_path, chat_format):
+    path = write_jsonl([{"text": "aaaa"}])
+    age(path)
+    mtime = path.stat().st_mtime_ns
+    open_token_cache(path, "text", chat_format, tmp_path / "cache", log=quiet)
+    path.write_text('{"text": "bbbb"}\n')
+    os.utime(path, ns=(mtime, mtime))
+    cache = open_token_cache(path, "text", chat_format, tmp_path / "cache", log=quiet)
+    assert documents(cache) == chat_format.encode_texts(["bbbb"])
+
+
+def test_file_rewritten_at_once_is_noticed(write_jsonl, tmp_path, chat_format):
+    for letter in "abcdefgh":  # faster than the clock of the file system ticks
+        path = write_jsonl([{"text": letter * 4}])
+        cache = open_token_cache(path, "text", chat_format, tmp_path / "cache", log=quiet)
+        assert documents(cache) == chat_format.encode_texts([letter * 4])
+
+
+def test_other_tokenizer_or_kind_makes_another_cache(write_jsonl, tmp_path, chat_format):
+    path = write_jsonl([{"text": "a", **chat_row("b", "c")}])
+    tokenizer = load_tokenizer()
+    tokenizer.add_tokens([AddedToken("新词")])
+    other = ChatFormat(tokenizer)
+    opened = [
+        open_token_cache(path, "text", chat_format, tmp_path / "cache", log=quiet),
+        open_token_cache(path, "text", other, tmp_path / "cache", log=quiet),
+        open_token_cache(path, "chat", chat_format, tmp_path / "cache", log=quiet),
+    ]
+    assert len({cache.path for cache in opened}) == 3
+
+
+@pytest.mark.parametrize("damage", ["shorten", "remove", "meta"])
+def test_damaged_cache_is_rebuilt(write_jsonl, tmp_path, chat_format, damage):
+    path = write_jsonl(text_rows(20))
+    age(path)
+    cache = open_token_cache(path, "text", chat_format, tmp_path / "cache", log=quiet)
+    expected = documents(cache)
+    if damage == "shorten":
+        os.truncate(cache.path / "tokens.bin", 10)
+    elif damage == "remove":
+        (cache.path / "offsets.bin").unlink()
+    else:
+        (cache.path / "meta.json").write_text('{"version"')
+    messages = []
+    cache = open_token_cache(path, "text", chat_format, tmp_path / "cache", log=messages.append)
+    assert documents(cache) == expected
+    assert any("已损坏" in message for message in messages)
+    assert [entry.name for entry in (tmp_path / "cache").iterdir()] == [cache.path.name]
+
+
+BUILD = """
+import sys, time
+from dataset import token_cache
+from model.chat_format import ChatFormat
+from model.loading import load_tokenizer
+path, cache_dir, pause = sys.argv[1], sys.argv[2], float(sys.argv[3])
+token_cache.CHUNK_BYTES = 1000
+encode = token_cache._encode
+def slow(*args):
+    time.sleep(pause)
+    return encode(*args)
+token_cache._encode = slow
+token_cache.open_token_cache(path, "text", ChatFormat(load_tokenizer()), cache_dir)
+"""
+
+
+def start_build(path: Path, cache_dir: Path, pause: float = 0, **kwargs) -> subprocess.Popen:
+    command = [sys.executable, "-c", BUILD, str(path), str(cache_dir), str(pause)]
+    return subprocess.Popen(command, cwd=REPOSITORY, text=True, stdout=-1, stderr=-1, **kwargs)
+
+
+def test_killed_build_leaves_nothing_that_is_used(write_jsonl, tmp_path, chat_format):
+    path, cache_dir = write_jsonl(text_rows(2000)), tmp_path / "cache"
+    process = start_build(path, cache_dir, pause=0.5)
+    while not list(cache_dir.glob(".*.tmp/tokens.bin")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    (leftover,) = cache_dir.iterdir()
+    assert leftover.name.endswith(".tmp")
+
+    cache = open_token_cache(path, "text", chat_format, cache_dir, log=quiet)
+    assert len(cache) == 2000
+    assert list(cache_dir.iterdir()) == [cache.path]
+
+
+def test_a_build_that_still_runs_is_left_alone(write_jsonl, tmp_path, chat_format):
+    path, cache_dir = write_jsonl(text_rows(200)), tmp_path / "cache"
+    process = start_build(path, cache_dir, pause=0.3)
+    while not list(cache_dir.glob(".*.tmp/tokens.bin")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    cache = open_token_cache(path, "text", chat_format, cache_dir, log=quiet)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert list(cache_dir.iterdir()) == [cache.path]
+    assert len(cache) == 200
+
+
+def test_two_builders_at_once_in_threads(write_jsonl, tmp_path, chat_format):
+    path, results = write_jsonl(text_rows(500)), []
+
+    def build():
+        results.append(documents(open_token_cache(path, "text", chat_format, tmp_path / "cache", log=quiet)))
+
+    threads = [threading.Thread(target=build) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 4 and all(result == results[0] for result in results)
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_full_disk_is_a_clear_error_and_leaves_nothing(write_jsonl, tmp_path):
+    resource = pytest.importorskip("resource")
+    path, cache_dir = write_jsonl(text_rows(5000)), tmp_path / "cache"
+    limit = 20_000
+    process = start_build(path, cache_dir, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    _, errors = process.communicate()
+    assert process.returncode == 1
+    message = errors.strip().splitlines()[-1]
+    assert "no room for the token cache" in message and str(path) in message and str(cache_dir) in message
+    assert "MB are needed" in message and "--cache_dir" in message
+    assert list(cache_dir.iterdir()) == []
+
+
+def test_bad_lines_are_skipped_reported_and_remembered(write_jsonl, tmp_path, chat_format):
+    path = write_jsonl([*text_rows(20), b"{"])
+    with pytest.raises(DataError, match="data.jsonl:21: not JSON"):
+        open_token_cache(path, "text", chat_format, tmp_path / "cache", log=quiet)
+    assert list((tmp_path / "cache").iterdir()) == []
+    for _ in range(2):
+        messages = []
+        cache = open_token_cache(path, "text", chat_format, tmp_path / "cache", "skip", messages.append)
+        assert len(cache) == 20
+        assert "line 21: not JSON" in messages[-1]
+    with pytest.raises(DataError, match="line 21: not JSON.*--on_bad_line skip"):
+        open_token_cache(path, "text", chat_format, tmp_path / "cache", log=quiet)
+
+
+def test_what_the_chat_format_refuses_is_a_bad_line(write_jsonl, tmp_path, chat_format):
+    refused = {"role": "assistant", "content": "", "tool_calls": "not JSON"}
+    rows = [*[chat_row("a", "b")] * 15, {"conversations": [refused]}, chat_row("c", "d")]
+    path = write_jsonl(rows)
+    with pytest.raises(DataError, match="data.jsonl:16: .*tool_calls"):
+        open_token_cache(path, "chat", chat_format, tmp_path / "cache", log=quiet)
+    cache = open_token_cache(path, "chat", chat_format, tmp_path / "cache", "skip", quiet)
+    assert (len(cache), cache.meta["rows"], cache.meta["bad_lines"]) == (16, 16, 1)
+
+
+def test_file_changed_during_the_build(write_jsonl, tmp_path, chat_format, monkeypatch):
+    path = write_jsonl(text_rows(20))
+    original = token_cache._encode
+
+    def grow(*args):
+        with path.open("a") as file:
+            file.write('{"text": "late"}\n')
+        return original(*args)
+
+    monkeypatch.setattr(token_cache, "_encode", grow)
+    with pytest.raises(DataError, match="was changed while it was read"):
+        open_token_cache(path, "text", chat_format, tmp_path / "cache", log=quiet)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_vocabulary_that_does_not_fit_16_bits(write_jsonl, tmp_path):
+    class Large:
+        def token_bytes(self):
+            return np.ones(2**16 + 1)
+
+    with pytest.raises(ValueError, match="65537 entries.*at most 65536"):
+        open_token_cache(write_jsonl(text_rows(1)), "text", Large(), tmp_path / "cache")
+
+
+def test_statistics(write_jsonl, tmp_path, chat_format):
+    path = write_jsonl([{"text": "一" * n} for n in range(1, 41)])
+    messages = []
+    cache = open_token_cache(path, "text", chat_format, tmp_path / "cache", log=messages.append)
+    lengths = np.array([len(ids) for ids in documents(cache)])
+    assert cache.meta["lengths"]["mean"] == pytest.approx(lengths.mean())
+    assert cache.meta["lengths"]["max"] == lengths.max()
+    assert sum(cache.meta["lengths"]["histogram"].values()) == 40
+    padded = [ids[:10] + [None] * (10 - len(ids)) for ids in documents(cache)]
+    assert cache.fixed_padding(10) == pytest.approx(sum(row.count(None) for row in padded) / 400)
+    assert messages[-1].startswith("数据缓存: ") and f"{lengths.mean():.1f}" in messages[-1]
+    assert json.loads((cache.path / "meta.json").read_text())["source"]["path"] == str(path)
