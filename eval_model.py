@@ -1,0 +1,332 @@
+"""Talk to a trained model in the terminal, or have it answer questions and count the right ones.
+
+    python eval_model.py --model_mode 1                        # the menu: automatic questions, or your own
+    python eval_model.py --model_mode 1 --prompt 你好 --prompt 你是谁？ --seed 42
+    python eval_model.py --score dataset/sample/heldout.jsonl  # last line: held-out score: NN.N %
+    python eval_model.py --load 1 ./MiniMind2                  # a directory in the format of transformers
+
+Reads `{out_dir}/{pretrain,full_sft,rlhf,reason}_{dim}[_moe].pth`, chosen by --model_mode or --weight; writes nothing.
+Ctrl-C stops an answer; at the prompt, Ctrl-C, Ctrl-D or an empty line ends the program.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from inference.generation import TextStream, stream
+from inference.sampling import SamplingParams
+from inference.scoring import answer_questions, read_questions, score_report
+from model.chat_format import ChatFormat, Message
+from model.LMConfig import ROPE_SCALING_TYPES, LMConfig
+from model.loading import MODEL_MODES, count_parameters, load_model, load_tokenizer, weights_path
+from model.model import MiniMindForCausalLM
+from training.cli import add_bool_flag, add_model_flags
+from training.runtime import TORCH_DTYPES, choose_device
+
+PRETRAIN_PROMPTS = (
+    "马克思主义基本原理",
+    "人类大脑的主要功能",
+    "万有引力原理是",
+    "世界上最高的山峰是",
+    "二氧化碳在空气中",
+    "地球上最大的动物有",
+    "杭州市的美食有",
+)
+CHAT_PROMPTS = (
+    "请介绍一下自己。",
+    "你更擅长哪一个学科？",
+    "你知道长江吗？",
+    "世界上最高的山峰是什么？",
+    "万有引力是谁提出的？",
+    "海水为什么是咸的？",
+    "你知道大熊猫的主要食物是什么吗？",
+    "写一段python的快速排序代码",
+    "Introduce the history of the United States, please.",
+)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The flags, checked; adds `params` (SamplingParams), `config` (LMConfig) and `transformers_dir` (Path or None).
+
+    All impossible values are reported at once, with exit code 2, before any work.
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    group = parser.add_argument_group("model")
+    add_model_flags(group)
+    group.add_argument("--out_dir", "--save_dir", default="out", help="directory of the .pth files (%(default)s)")
+    group.add_argument(
+        "--model_mode", type=int, default=1, choices=MODEL_MODES,
+        help="0 pretrain (continues raw text), 1 full_sft, 2 rlhf, 3 reason (%(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--weight", metavar="NAME", help="talk to {out_dir}/NAME_{dim}[_moe].pth instead, e.g. full_dist"
+    )
+    group.add_argument(
+        "--load", nargs="+", default=["0"], metavar=("{0,1}", "PATH"),
+        help="0: .pth weights; 1 [PATH]: a transformers directory (./MiniMind2)",
+    )  # fmt: skip
+    group.add_argument("--load_from", metavar="PATH", help="'model': same as --load 0; PATH: same as --load 1 PATH")
+    group.add_argument(
+        "--max_seq_len", type=int, default=8192, help="context: prompt and answer, in tokens (%(default)s)"
+    )
+    group.add_argument(
+        "--rope_scaling", type=parse_rope_scaling, metavar="TYPE:FACTOR[:TRAINED]",
+        help=f"stretch the positions for a longer context, TYPE one of {', '.join(ROPE_SCALING_TYPES)}, "
+        "TRAINED the length trained on (yarn needs it), e.g. yarn:4:512",
+    )  # fmt: skip
+    add_bool_flag(group, "--inference_rope_scaling", default=False, help="same as --rope_scaling yarn:16:2048")
+    group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps; auto takes the fastest (%(default)s)")
+    group.add_argument(
+        "--dtype", default="auto", choices=["auto", *TORCH_DTYPES],
+        help="of weights and arithmetic; auto: bfloat16 or float16 on CUDA, else float32 (%(default)s)",
+    )  # fmt: skip
+
+    group = parser.add_argument_group("sampling")
+    group.add_argument("--temperature", type=float, default=0.85, help="0 is greedy (%(default)s)")
+    group.add_argument("--top_p", type=float, default=0.85, help="nucleus mass, 1 is off (%(default)s)")
+    group.add_argument("--top_k", type=int, default=0, help="candidates kept, 0 is off (%(default)s)")
+    group.add_argument("--repetition_penalty", "--rp", type=float, default=1.0, help="1 is off (%(default)s)")
+    group.add_argument("--max_new_tokens", type=int, help="longest answer, without the prompt (1024; 128 with --score)")
+    group.add_argument("--seed", type=int, help="makes every answer reproducible; without it they vary")
+
+    group = parser.add_argument_group("dialogue")
+    group.add_argument("--prompt", action="append", metavar="TEXT", help="answer this and end; may be repeated")
+    group.add_argument("--test_mode", type=int, choices=(0, 1), help="skip the menu: 0 automatic questions, 1 typing")
+    group.add_argument("--score", metavar="FILE", help="answer all questions of a jsonl file, and count the right ones")
+    group.add_argument(
+        "--history_cnt", "--historys", type=int, default=0,
+        help="earlier turns that the model sees, a turn being a question and its answer (%(default)s)",
+    )  # fmt: skip
+    add_bool_flag(group, "--stream", default=True, help="show an answer while it grows (%(default)s)")
+    add_bool_flag(group, "--show_speed", default=True, help="show tokens per second after an answer (%(default)s)")
+
+    args = parser.parse_args(argv)
+    if args.max_new_tokens is None:
+        args.max_new_tokens = 128 if args.score else 1024
+    if args.inference_rope_scaling and args.rope_scaling is None:
+        args.rope_scaling = parse_rope_scaling("yarn:16:2048")
+    args.transformers_dir, problems = None, []
+    for name, make in (("params", _params), ("transformers_dir", _transformers_dir), ("config", _config)):
+        try:
+            setattr(args, name, make(args))
+        except ValueError as error:
+            problems.append(str(error))
+    if args.history_cnt < 0:
+        problems.append(f"--history_cnt {args.history_cnt}: it must be 0 or more")
+    if args.rope_scaling and args.transformers_dir:
+        problems.append("--rope_scaling is for .pth weights: a transformers directory says it in its config.json")
+    if args.score and _continues_text(args):
+        problems.append("--score asks questions, which a pretrained model cannot answer: use --model_mode 1, 2 or 3")
+    if problems:
+        parser.error("\n  ".join(["these flags cannot be used:", *problems]))
+    return args
+
+
+def parse_rope_scaling(text: str) -> dict[str, str | float]:
+    """`TYPE:FACTOR[:TRAINED]` as LMConfig's `rope_scaling`; LMConfig checks the values."""
+    kind, *numbers = text.split(":")
+    try:
+        factor, *trained = map(float, numbers)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: write TYPE:FACTOR[:TRAINED], e.g. linear:2 or yarn:4:512"
+        ) from None
+    if len(trained) > 1 or (kind == "yarn" and not trained):
+        raise argparse.ArgumentTypeError(f"{text!r}: yarn needs the length trained on, e.g. yarn:4:512")
+    scaling = {"rope_type": kind, "factor": factor}
+    if trained:
+        scaling["original_max_position_embeddings"] = int(trained[0])
+    return scaling
+
+
+def _params(args: argparse.Namespace) -> SamplingParams:
+    return SamplingParams(
+        args.max_new_tokens, args.temperature, args.top_p, args.top_k, args.repetition_penalty, args.seed
+    )
+
+
+def _config(args: argparse.Namespace) -> LMConfig:
+    """The configuration of the .pth weights."""
+    return LMConfig(
+        dim=args.dim,
+        n_layers=args.n_layers,
+        use_moe=args.use_moe,
+        max_seq_len=args.max_seq_len,
+        rope_scaling=args.rope_scaling,
+    )
+
+
+def _transformers_dir(args: argparse.Namespace) -> Path | None:
+    """The directory that --load 1 or --load_from names; None for .pth weights."""
+    kind, *path = args.load
+    if kind not in ("0", "1") or len(path) > 1 or (kind == "0" and path):
+        raise ValueError(f"--load {' '.join(args.load)}: use --load 0, --load 1, or --load 1 PATH")
+    if args.load_from not in (None, "model"):
+        return Path(args.load_from)
+    return Path(path[0] if path else "MiniMind2") if kind == "1" else None
+
+
+def _continues_text(args: argparse.Namespace) -> bool:
+    """Whether the model continues raw text, as after pretraining, instead of answering."""
+    return (args.weight or MODEL_MODES[args.model_mode]) == "pretrain"
+
+
+def load(args: argparse.Namespace) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model, in evaluation mode on its device, and its tokenizer.
+
+    Raises:
+        FileNotFoundError: weights or directory are missing; names the command that makes them.
+        ValueError: they do not fit the flags, or the device is not there.
+    """
+    device = choose_device(args.device)
+    if args.transformers_dir is None:
+        path = weights_path(args.out_dir, args.weight or MODEL_MODES[args.model_mode], args.config)
+        model, tokenizer = load_model(args.config, path), load_tokenizer()
+    else:
+        model, tokenizer = load_directory(args.transformers_dir)
+    dtype = TORCH_DTYPES.get(args.dtype, torch.float32)
+    if args.dtype == "auto" and device.type == "cuda":
+        dtype = torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+    # On a CPU auto means float32: for one row at a time PyTorch's bfloat16 matrix products are no faster there.
+    return model.to(device, dtype).eval(), tokenizer
+
+
+def load_directory(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal model and its tokenizer from a directory in the format of transformers. Runs no code from there."""
+    if not (path / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{path} holds no config.json: --load 1 PATH needs a model directory in the format of transformers; "
+            "for the .pth files of this project use --load 0"
+        )
+    is_ours = json.loads((path / "config.json").read_text(encoding="utf-8")).get("model_type") == LMConfig.model_type
+    model_class = MiniMindForCausalLM if is_ours else AutoModelForCausalLM
+    return model_class.from_pretrained(path, local_files_only=True), load_tokenizer(path)
+
+
+def answer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: list[int],
+    params: SamplingParams,
+    *,
+    streaming: bool = True,
+    show_speed: bool = True,
+) -> str:
+    """Print the continuation of a prompt (token ids), as it grows or at once, and return it. Ctrl-C ends it early."""
+    text, pieces, count, note = TextStream(tokenizer), [], 0, ""
+    start = time.perf_counter()
+    tokens = stream(model, prompt, params, tokenizer.eos_token_id)
+    try:
+        for token in tokens:
+            count += 1
+            pieces.append(text.push(token))
+            if streaming:
+                print(pieces[-1], end="", flush=True)
+        note = "" if tokens.finish_reason == "stop" else ", 已到长度上限"
+    except KeyboardInterrupt:
+        note = ", 已停止"
+    seconds = time.perf_counter() - start
+    pieces.append(text.finish())
+    print(pieces[-1] if streaming else "".join(pieces))
+    if show_speed:
+        print(f"[Speed]: {count / seconds:.1f} tokens/s ({count} tokens{note})")
+    print(flush=True)
+    return "".join(pieces)
+
+
+def talk(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts, args: argparse.Namespace) -> int:
+    """Answer `prompts` (strings) one after the other, each with the turns before it; returns how many could not be.
+
+    The last `history_cnt` turns are kept, always as pairs of a question and its answer (upstream E5); what does not fit
+    into the context is dropped, whole turns and oldest first.
+    """
+    chat_format = ChatFormat(tokenizer)
+    context = model.config.max_position_embeddings
+    limit = context - min(args.max_new_tokens, context // 2)  # tokens of a prompt: leaves room for the answer
+    history: list[Message] = []
+    failures = 0
+    for prompt in prompts:
+        messages = [*history, {"role": "user", "content": prompt}]
+        try:
+            if _continues_text(args):
+                prompt_ids = chat_format.encode_texts([prompt])[0][:-1]  # without </s>
+            else:
+                prompt_ids = chat_format.encode_prompt(messages, max_tokens=limit)
+        except ValueError as error:
+            print(f"error: {error}\n", file=sys.stderr)
+            failures += 1
+            continue
+        print("🤖️: ", end="", flush=True)
+        text = answer(model, tokenizer, prompt_ids, args.params, streaming=args.stream, show_speed=args.show_speed)
+        history = [*messages, {"role": "assistant", "content": text}]
+        history = history[max(0, len(history) - 2 * args.history_cnt) :]
+    return failures
+
+
+def shown(prompts):
+    """Pass prompts on, printing each as if it had been typed."""
+    for prompt in prompts:
+        print(f"👶: {prompt}")
+        yield prompt
+
+
+def typed():
+    """Prompts as somebody types them, until an empty line, Ctrl-D or Ctrl-C."""
+    while prompt := _ask("👶: "):
+        yield prompt
+
+
+def choose_test_mode() -> int | None:
+    """Upstream's menu; asks again until the choice is 0 or 1. None when the user leaves instead."""
+    while (choice := _ask("[0] 自动测试\n[1] 手动输入\n")) is not None:
+        if choice.strip() in ("0", "1"):
+            return int(choice)
+        print(f"没有选项 {choice!r}，请输入 0 或 1")
+    return None
+
+
+def _ask(question: str) -> str | None:
+    """A line of input; None at Ctrl-D, Ctrl-C or the end of a script's input."""
+    try:
+        return input(question)
+    except (EOFError, KeyboardInterrupt):
+        print()
+        return None
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the program; returns its exit code: 0, 2 for a mistake in flags, files or prompts, 130 for Ctrl-C."""
+    args = parse_args(argv)
+    try:
+        questions = read_questions(args.score) if args.score else []
+        model, tokenizer = load(args)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"MiniMind模型参数量: {count_parameters(model) / 1e6:.2f}M(illion)")
+    try:
+        if questions:
+            texts = answer_questions(model, tokenizer, questions, args.max_new_tokens)
+            print(score_report(questions, texts))
+            return 0
+        test_mode = 0 if args.prompt else args.test_mode
+        if test_mode is None:
+            test_mode = choose_test_mode()
+        if test_mode is None:
+            return 0
+        automatic = args.prompt or (PRETRAIN_PROMPTS if _continues_text(args) else CHAT_PROMPTS)
+        failures = talk(model, tokenizer, shown(automatic) if test_mode == 0 else typed(), args)
+        return 2 if failures and test_mode == 0 else 0
+    except KeyboardInterrupt:
+        print("\n已退出")
+        return 130
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="replace")  # a Windows pipe may know no emoji
+    sys.exit(main())

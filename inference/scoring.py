@@ -1,0 +1,144 @@
+"""How many questions does a chat model answer right? Greedy answers, compared with the fact that must occur in them.
+
+A file of questions has one JSON object a line:
+`{"conversations": [{"role": "user", "content": ...}], "answer": "the fact", "answers": [others], "category": "..."}`,
+where earlier turns, `answers` and `category` are optional.
+"""
+
+import json
+import re
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from inference.generation import generate
+from inference.sampling import SamplingParams
+from model.chat_format import ChatFormat, Message, check_messages
+
+
+@dataclass(frozen=True)
+class Question:
+    """A conversation that ends with a user's question, and the facts of which one must occur in the answer."""
+
+    messages: list[Message]
+    answers: list[str]
+    category: str = ""
+
+    @property
+    def text(self) -> str:
+        """The question itself, without earlier turns."""
+        return self.messages[-1]["content"]
+
+
+def read_questions(path: str | Path) -> list[Question]:
+    """All questions of a jsonl file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line that is no question (file, line number, reason), or no questions at all.
+    """
+    questions = []
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                try:
+                    questions.append(parse_question(line))
+                except ValueError as error:
+                    raise ValueError(f"{path}, line {number}: {error}") from error
+    if not questions:
+        raise ValueError(f"{path} holds no questions: one JSON object a line, with 'conversations' and 'answer'")
+    return questions
+
+
+def parse_question(line: str) -> Question:
+    """A line of a question file; ValueError says what is wrong with it."""
+    record = json.loads(line)
+    if not isinstance(record, dict) or not isinstance(record.get("conversations"), list):
+        raise ValueError("the line must be an object with a list 'conversations'")
+    messages, answers = record["conversations"], [record.get("answer"), *record.get("answers", [])]
+    check_messages(messages)
+    if messages[-1]["role"] != "user":
+        raise ValueError(f"the last message is of role {messages[-1]['role']!r}: the question must be a user's")
+    if not all(isinstance(answer, str) and answer.strip() for answer in answers):
+        raise ValueError("'answer' and all 'answers' must be strings that are not empty")
+    return Question(messages, answers, str(record.get("category", "")))
+
+
+def normalize(text: str) -> str:
+    """Full-width and other compatibility forms to their plain ones (NFKC), and case folded."""
+    return unicodedata.normalize("NFKC", text).casefold()
+
+
+def is_right(text: str, answers: Iterable[str]) -> bool:
+    """True where one of `answers` occurs in `text`, whatever the case and width.
+
+    Numbers and words in Latin letters must stand alone: 12 is not in 112, 3.12, 12.5 or -12, and Fe is not in coffee.
+    """
+    text = normalize(text)
+    return any(re.search(_standing_alone(normalize(answer.strip())), text) for answer in answers)
+
+
+def _standing_alone(answer: str) -> str:
+    """A regular expression for `answer` that does not match inside a longer number or Latin word."""
+    before = after = ""
+    if re.match(r"\d", answer):
+        before = r"(?<!\d)(?<!\d\.)(?<!-)"
+    elif re.match("[a-z]", answer):
+        before = "(?<![a-z])"
+    if re.search(r"\d$", answer):
+        after = r"(?!\d)(?!\.\d)"
+    elif re.search("[a-z]$", answer):
+        after = "(?![a-z])"
+    return before + re.escape(answer) + after
+
+
+def answer_questions(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: list[Question],
+    max_new_tokens: int,
+    batch_size: int = 32,
+) -> list[str]:
+    """The model's greedy answers as text, in the order of the questions.
+
+    Raises:
+        ValueError: a question that does not fit into the model's context.
+    """
+    chat_format = ChatFormat(tokenizer)
+    params = SamplingParams(max_new_tokens=max_new_tokens, temperature=0)
+    limit = model.config.max_position_embeddings - 1
+    prompts = [chat_format.encode_prompt(question.messages, max_tokens=limit) for question in questions]
+    texts = [""] * len(questions)
+    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # neighbours need little padding
+    for start in range(0, len(by_length), batch_size):
+        batch = by_length[start : start + batch_size]
+        answers = generate(model, [prompts[i] for i in batch], params, tokenizer.eos_token_id)
+        for i, tokens in zip(batch, answers, strict=True):
+            texts[i] = tokenizer.decode(tokens, skip_special_tokens=True)
+    return texts
+
+
+def score_report(questions: list[Question], texts: list[str], show_wrong: int = 10) -> str:
+    """A table by category, up to `show_wrong` wrong answers, and as the last line `held-out score: NN.N %`.
+
+    The percentage is rounded down: 94.96 % is not 95.0 %.
+    """
+    right = [is_right(text, question.answers) for question, text in zip(questions, texts, strict=True)]
+    lines = ["  right   total        %   category"]
+    for category in sorted({question.category for question in questions}):
+        hits = [hit for hit, question in zip(right, questions, strict=True) if question.category == category]
+        lines.append(f"{sum(hits):7d} {len(hits):7d} {_percent(hits):8.1f}   {category or '-'}")
+    wrong = [i for i, hit in enumerate(right) if not hit]
+    if wrong:
+        lines.append(f"\nwrong answers, {min(show_wrong, len(wrong))} of {len(wrong)}:")
+    for i in wrong[:show_wrong]:
+        lines += [f"👶: {questions[i].text}", f"🤖️: {texts[i]}", f"    -> {' / '.join(questions[i].answers)}"]
+    lines.append(f"held-out score: {_percent(right):.1f} %")
+    return "\n".join(lines)
+
+
+def _percent(hits: list[bool]) -> float:
+    return sum(hits) * 1000 // len(hits) / 10
