@@ -1,7 +1,7 @@
 """How fast and how tight is the data path: tokenising, second start, planning, collating, padding.
 
-    python benchmarks/data_path.py dataset/sample/pretrain.jsonl dataset/sample/sft.jsonl
-    python benchmarks/data_path.py --max_seq_len 1024 --kind preference dataset/dpo.jsonl
+    python -m benchmarks.data_path dataset/sample/pretrain.jsonl dataset/sample/sft.jsonl
+    python -m benchmarks.data_path --max_seq_len 1024 --kind preference dataset/dpo.jsonl
 
 Builds each file's cache in a temporary directory. The kind is guessed from the first line unless given.
 """

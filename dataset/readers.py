@@ -16,7 +16,7 @@ from pathlib import Path
 
 from model.chat_format import ROLES, Message
 
-MAX_LINE_BYTES = 16 * 2**20  # one line is tokenised in one piece; its encoding takes some 50x its size in memory
+MAX_LINE_BYTES = 8 * 2**20  # one line is tokenised in one piece, which takes some 110x its size in memory
 MAX_BAD_SHARE = 0.10
 EXAMPLES_KEPT = 5
 UTF8_BOM = b"\xef\xbb\xbf"
