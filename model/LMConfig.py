@@ -167,6 +167,11 @@ class LMConfig(PreTrainedConfig):
             found.append(f"scoring_func={self.scoring_func!r} is unknown: use 'softmax'")
         if self.aux_loss_alpha < 0:
             found.append(f"aux_loss_alpha={self.aux_loss_alpha} must be at least 0")
+        if self.dim % 8 or self.intermediate_size % 8:
+            found.append(
+                f"dim={self.dim} and hidden_dim={self.intermediate_size} must be multiples of 8 in a mixture of "
+                "experts: the grouped matrix product needs rows of 16 bytes"
+            )
         if self.n_shared_experts not in (0, 1):  # True and False are 1 and 0
             found.append(f"n_shared_experts={self.n_shared_experts} must be True or False")
         return found

@@ -1,5 +1,7 @@
-"""Key/value cache for generation, and the mask that goes with it. B batch, K key/value heads, C channels of a head, T new
-tokens, S all tokens: those in the cache and the new ones."""
+"""Key/value cache for generation, and the mask that goes with it.
+
+Shapes: B batch, K key/value heads, C channels of a head, T new tokens, S all tokens (those in the cache and the new).
+"""
 
 import torch
 

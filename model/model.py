@@ -1,8 +1,8 @@
 """The network, top to bottom: RMSNorm, attention, feed-forward, block, backbone, language-model head.
 
 Shapes in comments: B batch, T tokens of this call, S tokens attended to (T and those in the cache), D dim, H query
-heads, K key/value heads, C channels of a head, V vocabulary. Tensor names and the rotary layout are Hugging Face Llama's
-(Qwen3's with `qk_norm`), so a dense model here is a `LlamaForCausalLM` with the same state dict.
+heads, K key/value heads, C channels of a head, V vocabulary. Tensor names and the rotary layout are Hugging Face
+Llama's (Qwen3's with `qk_norm`): a dense model here is a `LlamaForCausalLM` with the same state dict.
 """
 
 import math
@@ -108,7 +108,10 @@ class Block(GradientCheckpointingLayer):
     def __init__(self, config: LMConfig, layer_idx: int):
         super().__init__()
         self.self_attn = Attention(config, layer_idx)
-        self.mlp = MoEFeedForward(config, FeedForward) if config.use_moe else FeedForward(config)
+        if config.use_moe:
+            self.mlp = MoEFeedForward(config, FeedForward(config) if config.n_shared_experts else None)
+        else:
+            self.mlp = FeedForward(config)
         self.input_layernorm = RMSNorm(config.dim, config.norm_eps)
         self.post_attention_layernorm = RMSNorm(config.dim, config.norm_eps)
         self.dropout = nn.Dropout(config.dropout)
@@ -152,7 +155,8 @@ class MiniMindPreTrainedModel(PreTrainedModel):
         elif isinstance(module, FeedForward):
             normal(module.down_proj.weight, residual_std)
         elif isinstance(module, Experts):
-            normal(module.gate_up_proj)
+            normal(module.gate_proj)
+            normal(module.up_proj)
             normal(module.down_proj, residual_std)
 
 

@@ -1,7 +1,10 @@
-"""Mixture of experts: each token visits one shared expert and the best few of several routed ones.
+"""Mixture of experts: every token visits one shared expert and the best few of several routed ones.
 
-Reading: DeepSeekMoE (arXiv 2401.06066) for shared experts, Switch Transformer (arXiv 2101.03961) for load balance.
+Reading: DeepSeekMoE (arXiv 2401.06066) for the shared expert, Switch Transformer (arXiv 2101.03961) for load balance.
+Shapes in comments: B batch, T tokens, D dim, E routed experts, k experts per token, N = B*T tokens, F expert width.
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -11,62 +14,129 @@ from .LMConfig import LMConfig
 
 
 class Router(nn.Module):
-    """A linear score per expert; computed in float32, because close scores decide between experts."""
+    """One score per expert: logits = x W^T, in float32 even under autocast, since close scores decide between experts."""
 
     def __init__(self, config: LMConfig):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.dim))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x (..., D) -> logits (..., experts)."""
-        return F.linear(x, self.weight).float()
+        """x (..., D) -> logits (..., E), float32."""
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(x.float(), self.weight.float())
 
 
 class Experts(nn.Module):
-    """The routed experts, SwiGLU layers stacked in two tensors."""
+    """The routed experts: as many SwiGLU layers, each weight stacked over the experts."""
 
     def __init__(self, config: LMConfig):
         super().__init__()
-        E, D, F_ = config.n_routed_experts, config.dim, config.intermediate_size
-        self.gate_up_proj = nn.Parameter(torch.empty(E, 2 * F_, D))
-        self.down_proj = nn.Parameter(torch.empty(E, D, F_))
+        n_experts, dim, width = config.n_routed_experts, config.dim, config.intermediate_size
+        self.gate_proj = nn.Parameter(torch.empty(n_experts, width, dim))
+        self.up_proj = nn.Parameter(torch.empty(n_experts, width, dim))
+        self.down_proj = nn.Parameter(torch.empty(n_experts, dim, width))
+
+    def forward(self, x: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        """x (M, D), rows sorted by expert -> (M, D); expert e takes rows offsets[e-1] to offsets[e], offsets (E,) int32.
+
+        One grouped matrix product instead of a loop over experts with boolean masks: how many rows each expert gets
+        stays on the device, so the host need not wait to learn it (but PyTorch does, inside, on GPUs older than H100,
+        which have no grouped kernel).
+        """
+        dtype = x.dtype
+        if torch.is_autocast_enabled(x.device.type):  # autocast passes over grouped_mm
+            dtype = torch.get_autocast_dtype(x.device.type)
+        x = x.to(dtype)
+        gate = grouped_linear(x, self.gate_proj.to(dtype), offsets)
+        up = grouped_linear(x, self.up_proj.to(dtype), offsets)
+        return grouped_linear(F.silu(gate) * up, self.down_proj.to(dtype), offsets)
+
+
+def grouped_linear(x: torch.Tensor, weight: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+    """x (M, in), weight (E, out, in) -> (M, out): rows offsets[e-1] to offsets[e] of x times weight[e]^T."""
+    if x.dtype == torch.bfloat16:
+        return F.grouped_mm(x, weight.transpose(1, 2), offs=offsets)
+    return _uncompiled_grouped_mm(x, weight.transpose(1, 2), offsets)
+
+
+@torch.compiler.disable  # torch.compile knows this operation's output shape for bfloat16 only (torch 2.11 to 2.13)
+def _uncompiled_grouped_mm(x: torch.Tensor, weight: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+    return F.grouped_mm(x, weight, offs=offsets)
 
 
 class MoEFeedForward(nn.Module):
-    """Shared expert plus the top-k routed experts, weighted by the router's softmax."""
+    """Shared expert plus the top k routed experts, weighted by the router's softmax.
 
-    def __init__(self, config: LMConfig, feed_forward: type[nn.Module]):
+    Training and inference take the same differentiable path. No token is dropped: an expert takes what it is sent.
+    """
+
+    def __init__(self, config: LMConfig, shared_expert: nn.Module | None):
         super().__init__()
         self.top_k, self.norm_topk_prob = config.num_experts_per_tok, config.norm_topk_prob
         self.gate = Router(config)
         self.experts = Experts(config)
-        self.shared_experts = feed_forward(config) if config.n_shared_experts else None
+        self.shared_experts = shared_expert
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """x (B, T, D) -> y (B, T, D), router logits (B, T, experts)."""
-        logits = self.gate(x)
-        weights, chosen = logits.softmax(-1).topk(self.top_k, dim=-1)
+        """x (B, T, D) -> y (B, T, D) and the router's logits (B, T, E)."""
+        router_logits = self.gate(x)
+        weights, chosen = router_logits.flatten(0, 1).softmax(-1).topk(self.top_k, dim=-1)  # (N, k)
         if self.norm_topk_prob:
             weights = weights / weights.sum(-1, keepdim=True)
-        dense = torch.zeros_like(logits).scatter(-1, chosen, weights)  # (B, T, E)
-        gate, up = torch.einsum("btd,efd->btef", x, self.experts.gate_up_proj).chunk(2, dim=-1)
-        h = F.silu(gate) * up * dense[..., None].to(gate.dtype)
-        y = torch.einsum("btef,edf->btd", h, self.experts.down_proj)
+
+        expert, order = chosen.flatten().sort(stable=True)  # (N*k,) visits, those to the same expert side by side
+        experts = torch.arange(router_logits.shape[-1], device=x.device)
+        offsets = torch.searchsorted(expert, experts, right=True, out_int32=True)
+        visits = x.flatten(0, 1).index_select(0, order // self.top_k)  # (N*k, D)
+        y = self.experts(visits, offsets).index_select(0, order.argsort())  # back in the tokens' order
+        y = (y.unflatten(0, (-1, self.top_k)) * weights[..., None].to(y.dtype)).sum(1).view_as(x)
         if self.shared_experts is not None:
             y = y + self.shared_experts(x)
-        return y, logits
+        return y, router_logits
+
+
+def expert_share(router_logits: torch.Tensor, top_k: int, real: torch.Tensor | None = None) -> torch.Tensor:
+    """Share of the visits that each expert gets: (..., T, E) logits -> (..., E), sums to one; 1/E each is balance.
+
+    `real` (..., T) marks the tokens that count. Never waits for the device, so a training loop may keep the result
+    and print it later.
+    """
+    used = torch.zeros_like(router_logits).scatter(-1, router_logits.topk(top_k, dim=-1).indices, 1.0 / top_k)
+    return _mean_over_tokens(used, real)
+
+
+def load_entropy(share: torch.Tensor) -> torch.Tensor:
+    """How even the load is: entropy of expert shares (..., E), divided by log E: 1 is balance, 0 collapse to one."""
+    return torch.special.entr(share).sum(-1) / math.log(share.shape[-1])
 
 
 def load_balance_loss(
-    router_logits: torch.Tensor, top_k: int, real: torch.Tensor | None, per_sequence: bool
+    router_logits: torch.Tensor, top_k: int, real: torch.Tensor | None = None, per_sequence: bool = True
 ) -> torch.Tensor:
-    """Loss (B,) from router logits (L, B, T, E), 1 per layer when all experts are equally used; `real` (B, T) bool."""
-    L, B, T, E = router_logits.shape
-    probabilities = router_logits.softmax(-1)
-    used = F.one_hot(probabilities.topk(top_k, dim=-1).indices, E).sum(-2).float()  # (L, B, T, E)
-    weight = (torch.ones(B, T, device=router_logits.device) if real is None else real.float())[None, :, :, None]
-    over = (2,) if per_sequence else (1, 2)
-    tokens = weight.sum(over, keepdim=True).clamp(min=1)
-    share = (used * weight).sum(over, keepdim=True) / tokens / top_k
-    mean_probability = (probabilities * weight).sum(over, keepdim=True) / tokens
-    return (E * share * mean_probability).sum((0, 2, 3)).expand(B)
+    """E * sum_e share_e * probability_e (Switch Transformer eq. 4-6), summed over layers: 1 per layer at balance.
+
+    Args:
+        router_logits: (n_layers, B, T, E).
+        top_k: experts per token.
+        real: (B, T) bool, True for tokens that count; None for all.
+        per_sequence: share and mean probability over each sequence (DeepSeek-V2 eq. 23), else over the whole batch.
+
+    Returns:
+        (B,) float32; with per_sequence=False the same number B times. Differentiable through the probabilities.
+    """
+    n_layers, B, T, n_experts = router_logits.shape
+    real = torch.ones(B, T, device=router_logits.device, dtype=torch.bool) if real is None else real
+    real = real.expand(n_layers, B, T)
+    if not per_sequence:
+        router_logits, real = router_logits.reshape(n_layers, 1, B * T, n_experts), real.reshape(n_layers, 1, B * T)
+    share = expert_share(router_logits, top_k, real)  # (n_layers, B or 1, E)
+    probability = _mean_over_tokens(router_logits.softmax(-1), real)
+    return n_experts * (share * probability).sum((0, 2)).expand(B)
+
+
+def _mean_over_tokens(x: torch.Tensor, real: torch.Tensor | None) -> torch.Tensor:
+    """Mean over the second to last dimension of x (..., T, E), of the tokens that `real` (..., T) marks."""
+    if real is None:
+        return x.mean(-2)
+    real = real.unsqueeze(-1).to(x.dtype)
+    return (x * real).sum(-2) / real.sum(-2).clamp(min=1)

@@ -1,4 +1,4 @@
-"""Rotary position embedding (RoPE, arXiv 2104.09864): positions as angles, and how to stretch them to longer contexts."""
+"""Rotary position embedding (RoPE, arXiv 2104.09864): positions as angles, and their stretching to long contexts."""
 
 import math
 
