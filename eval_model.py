@@ -10,13 +10,12 @@ Ctrl-C stops an answer; at the prompt, Ctrl-C, Ctrl-D or an empty line ends the 
 """
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from inference.generation import TextStream, stream
 from inference.sampling import SamplingParams
@@ -203,9 +202,9 @@ def load_directory(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase
             f"{path} holds no config.json: --load 1 PATH needs a model directory in the format of transformers; "
             "for the .pth files of this project use --load 0"
         )
-    is_ours = json.loads((path / "config.json").read_text(encoding="utf-8")).get("model_type") == LMConfig.model_type
-    model_class = MiniMindForCausalLM if is_ours else AutoModelForCausalLM
-    return model_class.from_pretrained(path, local_files_only=True), load_tokenizer(path)
+    AutoConfig.register(LMConfig.model_type, LMConfig, exist_ok=True)
+    AutoModelForCausalLM.register(LMConfig, MiniMindForCausalLM, exist_ok=True)
+    return AutoModelForCausalLM.from_pretrained(path, local_files_only=True), load_tokenizer(path)
 
 
 def answer(

@@ -1,0 +1,308 @@
+"""eval_model.py from the outside: flags, menu, dialogue, errors; on a random model with the real tokenizer."""
+
+import builtins
+import json
+
+import pytest
+import torch
+
+import eval_model
+from inference.sampling import SamplingParams
+from model.LMConfig import LMConfig
+from model.loading import load_tokenizer, save_weights, weights_path
+from model.model import MiniMindForCausalLM
+
+SIZES = ["--dim", "16", "--n_layers", "1", "--device", "cpu", "--max_new_tokens", "6"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def model() -> MiniMindForCausalLM:
+    torch.manual_seed(0)
+    return MiniMindForCausalLM(LMConfig(dim=16, n_layers=1)).eval()
+
+
+@pytest.fixture(scope="module")
+def out_dir(tmp_path_factory, model):
+    """A directory with the weights of the pretraining and of the SFT stage."""
+    directory = tmp_path_factory.mktemp("out")
+    for name in ("pretrain", "full_sft"):
+        save_weights(model.state_dict(), weights_path(directory, name, model.config))
+    return directory
+
+
+@pytest.fixture
+def run(out_dir, capsys):
+    """Run the program with further flags: (exit code, standard output, standard error)."""
+
+    def run_with(*flags: str) -> tuple[int, str, str]:
+        try:
+            code = eval_model.main(["--out_dir", str(out_dir), *SIZES, *flags])
+        except SystemExit as exit:
+            code = exit.code
+        return code, *capsys.readouterr()
+
+    return run_with
+
+
+@pytest.fixture
+def typing(monkeypatch):
+    """Make input() return lines one after the other (an exception is raised instead), then the end of the input."""
+
+    def type_lines(*lines):
+        left = iter(lines)
+
+        def typed_line(question: str = "") -> str:
+            print(question, end="")
+            line = next(left, EOFError())
+            if isinstance(line, BaseException):
+                raise line
+            return line
+
+        monkeypatch.setattr(builtins, "input", typed_line)
+
+    return type_lines
+
+
+def answers_in(output: str) -> list[str]:
+    return [part.split("\n[Speed]")[0] for part in output.split("🤖️: ")[1:]]
+
+
+# The dialogue
+
+
+def test_menu_asks_again_and_typing_ends_with_an_empty_line(run, typing):
+    """Upstream E1: a wrong choice in the menu was a ValueError."""
+    typing("x", "7", "", "1", "你好", "")
+    code, out, _ = run()
+    assert code == 0
+    assert out.count("[0] 自动测试\n[1] 手动输入\n") == 4
+    assert out.count("👶: ") == 2 and out.count("🤖️: ") == 1
+
+
+def test_automatic_questions_need_no_typing(run, typing):
+    """Upstream E1: the program could not be scripted."""
+    typing()  # any input() is the end of the input
+    code, out, _ = run("--test_mode", "0")
+    assert code == 0 and out.count("🤖️: ") == len(eval_model.CHAT_PROMPTS)
+    assert all(f"👶: {prompt}\n" in out for prompt in eval_model.CHAT_PROMPTS)
+    code, out, _ = run("--test_mode", "0", "--model_mode", "0")
+    assert code == 0 and all(f"👶: {prompt}\n" in out for prompt in eval_model.PRETRAIN_PROMPTS)
+
+
+def test_prompts_are_answered_in_order(run):
+    code, out, _ = run("--prompt", "一", "--prompt", "二")
+    assert code == 0 and out.index("👶: 一\n") < out.index("👶: 二\n") and "[0]" not in out
+
+
+def test_the_end_of_the_input_ends_politely(run, typing):
+    for lines in ((), (KeyboardInterrupt(),), ("1",), ("1", KeyboardInterrupt())):
+        typing(*lines)
+        code, _, err = run()
+        assert (code, err) == (0, "")
+
+
+def test_streamed_text_equals_the_text_at_once(run):
+    """Upstream E2: `--stream ''` crashed, and `--stream False` streamed."""
+    outputs = [run("--prompt", "你好", "--seed", "1", "--show_speed", "0", *flags)[1] for flags in (
+        [], ["--stream"], ["--stream", "True"], ["--stream", "False"], ["--stream", "0"], ["--stream", ""],
+    )]  # fmt: skip
+    assert len(set(outputs)) == 1
+
+
+def test_without_streaming_nothing_is_printed_before_the_end(model, tokenizer, capsys, monkeypatch):
+    seen = []
+    monkeypatch.setattr(eval_model.TextStream, "push", lambda self, token: seen.append(capsys.readouterr().out) or "x")
+    for streaming in (False, True):
+        seen.clear()
+        capsys.readouterr()
+        eval_model.answer(model, tokenizer, [1, 50], SamplingParams(4, temperature=0), streaming=streaming)
+        assert "".join(seen) == ("xxx" if streaming else "")
+
+
+def test_a_seed_makes_answers_reproducible(run):
+    """Upstream E4: every prompt had a random seed."""
+    first, again, other = (answers_in(run("--prompt", "你好", "--seed", seed)[1]) for seed in ("4", "4", "5"))
+    assert first == again != other
+
+
+def test_tokens_per_second_are_shown_unless_switched_off(run):
+    assert " tokens/s (6 tokens, 已到长度上限)" in run("--prompt", "你好", "--seed", "4")[1]
+    assert "tokens/s" not in run("--prompt", "你好", "--show_speed", "0")[1]
+
+
+def test_pretraining_weights_continue_raw_text(run, out_dir, tokenizer, model):
+    _, out, _ = run("--model_mode", "0", "--prompt", "长江是", "--temperature", "0")
+    ids = [tokenizer.bos_token_id, *tokenizer.encode("长江是", add_special_tokens=False)]
+    expected = model.generate(torch.tensor([ids]), max_new_tokens=6, do_sample=False)[0, len(ids) :]
+    assert answers_in(out) == [tokenizer.decode(expected, skip_special_tokens=True)]
+
+
+class Prompts:
+    """Records what talk() asks the model, and answers 答."""
+
+    def __init__(self, monkeypatch, tokenizer):
+        self.texts = []
+        monkeypatch.setattr(eval_model, "answer", self)
+        self.tokenizer = tokenizer
+
+    def __call__(self, model, tokenizer, prompt, params, **options) -> str:
+        self.texts.append(self.tokenizer.decode(prompt))
+        return "答"
+
+
+def talk(model, tokenizer, prompts, *flags) -> int:
+    return eval_model.talk(model, tokenizer, prompts, eval_model.parse_args([*SIZES, *flags]))
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 3])
+def test_history_counts_whole_turns(model, tokenizer, monkeypatch, turns):
+    """Upstream E5: an odd history_cnt began with the assistant's half of a turn."""
+    prompts = Prompts(monkeypatch, tokenizer)
+    talk(model, tokenizer, list("甲乙丙丁戊"), "--history_cnt", str(turns))
+    expected = "".join(f"<s>user\n{q}</s>\n<s>assistant\n答</s>\n" for q in list("甲乙丙丁")[4 - turns :])
+    assert prompts.texts[-1] == expected + "<s>user\n戊</s>\n<s>assistant\n"
+
+
+def test_history_that_does_not_fit_loses_its_oldest_turns_whole(tokenizer, monkeypatch):
+    """Upstream cut the rendered text to its last characters, through the middle of the template."""
+    prompts = Prompts(monkeypatch, tokenizer)
+    small = MiniMindForCausalLM(LMConfig(dim=16, n_layers=1, max_seq_len=48)).eval()
+    talk(small, tokenizer, list("甲乙丙丁戊己庚辛"), "--history_cnt", "9")
+    for text in prompts.texts:
+        assert text.startswith("<s>user\n") and text.endswith("</s>\n<s>assistant\n")
+    assert "甲" in prompts.texts[1] and "甲" not in prompts.texts[-1] and "庚" in prompts.texts[-1]
+
+
+def test_a_question_that_does_not_fit_is_told_and_the_next_is_answered(tokenizer, capsys):
+    """Upstream G3: it was stored as the assistant's answer."""
+    small = MiniMindForCausalLM(LMConfig(dim=16, n_layers=1, max_seq_len=48)).eval()
+    assert talk(small, tokenizer, ["长" * 100, "你好"], "--history_cnt", "1") == 1
+    out, err = capsys.readouterr()
+    assert out.count("🤖️: ") == 1 and "42" in err  # 48 less the 6 of the answer
+
+
+def test_ctrl_c_stops_the_answer_not_the_program(run, typing, monkeypatch):
+    tokens = iter([65, KeyboardInterrupt(), 66])
+
+    class Interrupted:
+        finish_reason = None
+
+        def __init__(self, *args):
+            pass
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            token = next(tokens, None)
+            if token is None:
+                self.finish_reason = "stop"
+                raise StopIteration
+            if isinstance(token, BaseException):
+                raise token
+            return token
+
+    monkeypatch.setattr(eval_model, "stream", Interrupted)
+    typing("1", "问", "再问", "")
+    code, out, _ = run()
+    assert code == 0 and out.count("🤖️: ") == 2
+    assert "(1 tokens, 已停止)" in out and "(1 tokens)" in out
+
+
+# Weights and flags
+
+
+def test_missing_weights_name_the_command_that_makes_them(run):
+    code, out, err = run("--model_mode", "2")
+    assert code == 2 and out == "" and "Traceback" not in err
+    assert "rlhf_16.pth" in err and "python train_dpo.py --dim 16 --n_layers 1" in err
+
+
+def test_weights_of_another_size_name_the_flags(run):
+    code, _, err = run("--n_layers", "2", "--prompt", "你好")
+    assert code == 2 and "--n_layers 1" in err
+
+
+def test_use_moe_false_is_dense(tmp_path):
+    """Upstream's type=bool made every `--use_moe False` a MoE."""
+    for flags, moe in (
+        (["--use_moe", "False"], False),
+        (["--use_moe", "0"], False),
+        (["--use_moe"], True),
+        ([], False),
+    ):
+        assert eval_model.parse_args(flags).config.use_moe is moe
+
+
+def test_aliases_of_later_upstream_mean_the_same():
+    old = "--dim 64 --n_layers 2 --out_dir x --history_cnt 2 --load 1 dir --repetition_penalty 1.1".split()
+    new = "--hidden_size 64 --num_hidden_layers 2 --save_dir x --historys 2 --load_from dir --rp 1.1".split()
+    old, new = eval_model.parse_args(old), eval_model.parse_args(new)
+    assert (old.params, old.transformers_dir, old.out_dir, old.history_cnt) == (
+        new.params, new.transformers_dir, new.out_dir, new.history_cnt,
+    )  # fmt: skip
+    assert old.config.to_dict() == new.config.to_dict()
+    assert eval_model.parse_args(["--load_from", "model"]).transformers_dir is None
+
+
+def test_defaults_are_upstreams():
+    args = eval_model.parse_args([])
+    assert (args.out_dir, args.model_mode, args.history_cnt, args.stream) == ("out", 1, 0, True)
+    assert (args.params.temperature, args.params.top_p) == (0.85, 0.85)
+    assert (args.config.dim, args.config.n_layers, args.config.max_seq_len) == (512, 8, 8192)
+
+
+def test_impossible_flags_are_all_reported_before_any_work(run):
+    code, out, err = run("--temperature", "-1", "--dim", "30", "--history_cnt", "-2", "--load", "1", "a", "b")
+    assert code == 2 and out == ""
+    for words in ("temperature is -1.0", "dim=30", "--history_cnt -2", "--load 1 a b"):
+        assert words in err
+    for flags in (["--use_moe", "maybe"], ["--rope_scaling", "yarn"], ["--rope_scaling", "yarn:4"],
+                  ["--rope_scaling", "cubic:2"], ["--rope_scaling", "yarn:4:512", "--load", "1"],
+                  ["--max_new_tokens", "0"], ["--score", "x", "--model_mode", "0"]):  # fmt: skip
+        assert run(*flags)[0] == 2, flags
+
+
+def test_rope_scaling_reaches_the_model():
+    assert eval_model.parse_args(["--rope_scaling", "yarn:4:512"]).config.rope_scaling == {
+        "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512,
+    }  # fmt: skip
+    head = eval_model.parse_args(["--inference_rope_scaling"]).config.rope_scaling
+    assert (head["factor"], head["original_max_position_embeddings"]) == (16, 2048)
+    assert eval_model.parse_args(["--rope_scaling", "linear:2"]).config.rope_scaling["rope_type"] == "linear"
+
+
+def test_a_device_that_is_not_there_is_told(run):
+    code, _, err = run("--device", "cuda:99") if not torch.cuda.is_available() else (2, "", "cuda:99")
+    assert code == 2 and "cuda:99" in err
+
+
+def test_load_1_takes_a_path(run, tmp_path, model, tokenizer, out_dir):
+    """Upstream E6: `--load 1` knew only ./MiniMind2."""
+    model.save_pretrained(tmp_path / "dir")
+    code, _, err = run("--load", "1", str(tmp_path / "dir"))
+    assert code == 2 and "tokenizer" in err
+    tokenizer.save_pretrained(tmp_path / "dir")
+    flags = ("--prompt", "你好", "--temperature", "0", "--show_speed", "0")
+    assert run("--load", "1", str(tmp_path / "dir"), *flags)[:2] == run(*flags)[:2]
+    code, _, err = run("--load", "1", str(tmp_path / "none"))
+    assert code == 2 and "config.json" in err
+
+
+def test_scoring_ends_with_the_score(run, tmp_path):
+    path = tmp_path / "questions.jsonl"
+    lines = [
+        {"conversations": [{"role": "user", "content": c}], "answer": "没有这个答案", "category": c} for c in "甲乙"
+    ]
+    path.write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
+    code, out, _ = run("--score", str(path))
+    assert code == 0 and out.splitlines()[-1] == "held-out score: 0.0 %"
+    path.write_text("{", encoding="utf-8")
+    code, out, err = run("--score", str(path))
+    assert code == 2 and "line 1" in err and "Traceback" not in err
+    assert run("--score", str(tmp_path / "none.jsonl"))[0] == 2
