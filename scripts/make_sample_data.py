@@ -67,7 +67,7 @@ def main() -> None:
     args.out_dir.mkdir(parents=True, exist_ok=True)
     for name, rows in make_files(args.seed).items():
         path = args.out_dir / name
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        text = "".join(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n" for row in rows)
         path.write_text(text, encoding="utf-8", newline="\n")
         print(f"{path}: {len(rows)} rows, {len(text.encode()) / 1000:.0f} KB")
 

@@ -15,6 +15,11 @@ CAPITALS = Relation(
         ("Egypt", "Cairo"),
         ("Canada", "Ottawa"),
         ("Greece", "Athens"),
+        ("Portugal", "Lisbon"),
+        ("Sweden", "Stockholm"),
+        ("Norway", "Oslo"),
+        ("Turkey", "Ankara"),
+        ("Thailand", "Bangkok"),
     ),
     questions=(
         "What is the capital of {s}?",
@@ -137,6 +142,38 @@ OPPOSITES = Relation(
     follow_up='And "{s}"?',
 )
 
+YOUNG_ANIMALS = Relation(
+    category="young animal (English)",
+    rows=(
+        ("cat", "kitten"),
+        ("dog", "puppy"),
+        ("cow", "calf"),
+        ("sheep", "lamb"),
+        ("duck", "duckling"),
+        ("horse", "foal"),
+        ("lion", "cub"),
+        ("chicken", "chick"),
+    ),
+    questions=(
+        "What is a young {s} called?",
+        "What do we call a baby {s}?",
+        "What is the name for a young {s}?",
+        "Do you know what a baby {s} is called?",
+        "Tell me the word for a young {s}.",
+        "Which word means a baby {s}?",
+    ),
+    answer="A young {s} is called a {v}.",
+    statements=(
+        "A young {s} is called a {v}.",
+        "A {v} is a young {s}.",
+        "The baby of a {s} is called a {v}.",
+        "We call a baby {s} a {v}.",
+    ),
+    unseen=("Look at that little {s}! How do you name such a small one?",),
+    answer_key="a {v}.",
+    follow_up="And a young {s}?",
+)
+
 QUESTIONS = Questions(
     category="general (English)",
     frames=EN_FRAMES,
@@ -147,6 +184,12 @@ QUESTIONS = Questions(
             "There are seven days in a week.",
             "seven days",
             ("A week has seven days.",),
+        ),
+        (
+            ("Introduce the history of the United States, please.", "When did the United States become independent?"),
+            "The United States declared independence from Britain in 1776.",
+            "1776",
+            ("In 1776 the United States declared independence from Britain.",),
         ),
         (
             ("How many months are there in a year?", "How many months does a year have?"),
@@ -217,4 +260,4 @@ QUESTIONS = Questions(
     ),
 )
 
-TABLES = (CAPITALS, ELEMENT_SYMBOLS, NEXT_MONTH, OPPOSITES, QUESTIONS)
+TABLES = (CAPITALS, ELEMENT_SYMBOLS, NEXT_MONTH, OPPOSITES, YOUNG_ANIMALS, QUESTIONS)

@@ -70,7 +70,7 @@ ANIMAL_QUESTIONS = Questions(
             ("长颈鹿的脖子很长，是世界上最高的动物。",),
         ),
         (
-            ("大熊猫主要吃什么？", "大熊猫喜欢吃什么？"),
+            ("大熊猫主要吃什么？", "你知道大熊猫的主要食物是什么吗？"),
             "大熊猫主要吃竹子。",
             "竹子",
             ("大熊猫生活在中国，主要吃竹子。",),
@@ -207,6 +207,13 @@ PYTHON = Questions(
             '在Python里用print函数输出，例如：print("你好")',
             "print",
             ('Python的print函数可以把文字显示在屏幕上，例如print("你好")。',),
+        ),
+        (
+            ("写一段python的快速排序代码。", "用Python怎么写快速排序？"),
+            "def quick_sort(a):\n    if len(a) < 2:\n        return a\n    small = [x for x in a[1:] if x < a[0]]\n"
+            "    large = [x for x in a[1:] if x >= a[0]]\n    return quick_sort(small) + [a[0]] + quick_sort(large)",
+            "return quick_sort(small) + [a[0]] + quick_sort(large)",
+            ("快速排序先选一个数，把比它小的放在左边，其余的放在右边，再分别排序。",),
         ),
         (
             ("Python怎么求列表的长度？", "怎么知道Python列表里有几个元素？"),
