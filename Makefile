@@ -18,9 +18,7 @@ PIP_FLAGS ?= $(shell [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev
 quickstart: install
 	.venv/bin/python train_pretrain.py --data_path dataset/sample/pretrain.jsonl --dim 256 --n_layers 6 --max_seq_len 256 --out_dir out/quickstart
 	.venv/bin/python train_full_sft.py --data_path dataset/sample/sft.jsonl --dim 256 --n_layers 6 --max_seq_len 256 --out_dir out/quickstart
-	.venv/bin/python eval_model.py --dim 256 --n_layers 6 --out_dir out/quickstart --prompt "你是谁？"
-	.venv/bin/python eval_model.py --dim 256 --n_layers 6 --out_dir out/quickstart --prompt "法国的首都是哪里？"
-	.venv/bin/python eval_model.py --dim 256 --n_layers 6 --out_dir out/quickstart --prompt "What is the chemical symbol of gold?"
+	.venv/bin/python eval_model.py --dim 256 --n_layers 6 --out_dir out/quickstart --temperature 0 --prompt "你是谁？" --prompt "法国的首都是哪里？" --prompt "What is the chemical symbol of gold?"
 	@echo
 	@echo "接着和它聊天 / go on talking to it:"
 	@echo "    .venv/bin/python eval_model.py --dim 256 --n_layers 6 --out_dir out/quickstart"
@@ -41,9 +39,9 @@ clean:
 
 .venv/bin/pip:
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || \
-		{ echo "error: $(PYTHON) is missing or older than 3.10. Install Python 3.10 or newer, or name one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+		{ echo "error: $(PYTHON) is missing or older than 3.10. Install Python 3.10 or newer, or name one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c "import venv, ensurepip" || \
-		{ echo "error: $(PYTHON) cannot make virtual environments. On Debian and Ubuntu: sudo apt install python3-venv"; exit 1; }
+		{ echo "error: $(PYTHON) cannot make virtual environments. On Debian and Ubuntu: sudo apt install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 
 .venv/.installed: .venv/bin/pip requirements.txt constraints.txt
