@@ -91,7 +91,7 @@ def load_weights(model: nn.Module, path: str | Path, make_with: str | None = Non
         FileNotFoundError: the file is missing; names the command that makes it.
         ValueError: the file is damaged, holds something else than tensors, or a model of another size.
     """
-    state_dict = _read_state_dict(Path(path), make_with or _make_command(Path(path), model.config))
+    state_dict = read_state_dict(Path(path), make_with or _make_command(Path(path), model.config))
     expected = model.state_dict()
     if state_dict.keys() != expected.keys() or any(state_dict[name].shape != expected[name].shape for name in expected):
         raise ValueError(_difference(Path(path), state_dict, expected))
@@ -130,7 +130,16 @@ def _make_command(path: Path, config: LMConfig) -> str | None:
     )
 
 
-def _read_state_dict(path: Path, make_with: str | None) -> dict[str, torch.Tensor]:
+def read_state_dict(path: Path, make_with: str | None) -> dict[str, torch.Tensor]:
+    """The tensors of a .pth file, by name.
+
+    Args:
+        make_with: the command that makes the file, for the error messages.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        ValueError: it is damaged, or holds something else than tensors.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path} not found: " + (f"run `{make_with}` first" if make_with else "check the path"))
     remedy = f"remove it and run `{make_with}` again" if make_with else "copy or make it again"

@@ -14,7 +14,7 @@ from .LMConfig import LMConfig
 
 
 class Router(nn.Module):
-    """One score per expert: logits = x W^T, in float32 even under autocast, since close scores decide between experts."""
+    """One score per expert, logits = x W^T; in float32 even under autocast, because close scores decide."""
 
     def __init__(self, config: LMConfig):
         super().__init__()
@@ -37,7 +37,7 @@ class Experts(nn.Module):
         self.down_proj = nn.Parameter(torch.empty(n_experts, dim, width))
 
     def forward(self, x: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-        """x (M, D), rows sorted by expert -> (M, D); expert e takes rows offsets[e-1] to offsets[e], offsets (E,) int32.
+        """x (M, D) sorted by expert -> (M, D); expert e takes rows offsets[e-1] to offsets[e], offsets (E,) int32.
 
         One grouped matrix product instead of a loop over experts with boolean masks: how many rows each expert gets
         stays on the device, so the host need not wait to learn it (but PyTorch does, inside, on GPUs older than H100,
@@ -47,9 +47,12 @@ class Experts(nn.Module):
         if torch.is_autocast_enabled(x.device.type):  # autocast passes over grouped_mm
             dtype = torch.get_autocast_dtype(x.device.type)
         x = x.to(dtype)
-        gate = grouped_linear(x, self.gate_proj.to(dtype), offsets)
-        up = grouped_linear(x, self.up_proj.to(dtype), offsets)
-        return grouped_linear(F.silu(gate) * up, self.down_proj.to(dtype), offsets)
+        gate, up = self.project("gate_proj", x, offsets), self.project("up_proj", x, offsets)
+        return self.project("down_proj", F.silu(gate) * up, offsets)
+
+    def project(self, name: str, x: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        """x (M, in) -> (M, out), by the stacked weight called `name`, in x's type."""
+        return grouped_linear(x, getattr(self, name).to(x.dtype), offsets)
 
 
 def grouped_linear(x: torch.Tensor, weight: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
