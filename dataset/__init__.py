@@ -1,1 +1,1 @@
-"""From jsonl files to batches: `readers` checks lines, `token_cache` tokenises once, `batching` plans and collates."""
+"""From jsonl files to batches: `readers`, `tokenizing`, `token_cache`, `batching`, in this order; see README.md."""

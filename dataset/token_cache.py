@@ -10,19 +10,18 @@ meta.json          what it was made from, counts, length statistics, the bad-lin
 
 The key is a hash of the file's content, the tokenizer with its template, the kind and the format's version, so a cache
 is never stale. It is written under a temporary name and renamed when complete: a directory with the final name is
-whole. Memory while building is bounded by the chunk size, whatever the size of the file.
+whole. Memory while building does not depend on the size of the file.
 """
 
 import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -30,20 +29,17 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.readers import BadLine, DataError, ReadReport, Record, read_records, require_file
+from dataset.readers import DataError, ReadReport, require_file
+from dataset.tokenizing import Log, encoded_chunks
 from model.chat_format import ChatFormat
 
 FORMAT_VERSION = 1
-CHUNK_BYTES = 2**20  # of jsonl per tokeniser call: enough texts for every core, small enough to stay under 1 GB
 ARRAYS = {"tokens": np.uint16, "offsets": np.int64, "spans": np.int64, "span_offsets": np.int64}
 NO_SPACE = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
+NO_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
 MAX_VOCAB_SIZE = 2**16
 ABANDONED_SECONDS = 24 * 3600
-PROGRESS_SECONDS = 10
 UPSTREAM_MAX_SEQ_LEN = 512  # every row of upstream's pretraining and SFT is padded to this
-
-Log = Callable[[str], None]
-Encoded = tuple[list[int], list[tuple[int, int]]]  # token ids, supervised spans
 
 
 @dataclass(frozen=True)
@@ -111,7 +107,8 @@ def open_token_cache(
                 raise DataError(f"{path} was changed while it was read; start again when it is complete")
         elif trusted_stamp is not None:
             meta["source"]["stamp"] = trusted_stamp
-            _write_meta(directory, meta)
+            with suppress(OSError):  # a cache of somebody else's: it is hashed again next time
+                _write_meta(directory, meta)
     cache = _open(directory)
     bad = cache.meta["bad_lines"]
     if bad and on_bad_line == "stop":
@@ -200,19 +197,22 @@ def _open(directory: Path) -> TokenCache:
 
 def _build(path: Path, directory: Path, identity: dict, chat_format: ChatFormat, on_bad_line: str, log: Log) -> None:
     """Write the cache under a temporary name and rename it to `directory`."""
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(directory.parent)
     temporary = _temporary_name(directory)
     report = ReadReport(path, on_bad_line)
     started = time.perf_counter()
     try:
-        temporary.mkdir()
+        temporary.mkdir(parents=True)
+        _remove_abandoned(directory.parent)
         file_bytes = _write_arrays(temporary, report, identity["kind"], chat_format, log)
         lengths = _length_statistics(np.diff(np.fromfile(temporary / "offsets.bin", np.int64)))
         counts = {"rows": report.rows, "bad_lines": report.bad_lines, "read_report": str(report), "lengths": lengths}
         _write_meta(temporary, {**identity, **counts, "file_bytes": file_bytes})
         _rename(temporary, directory)
     except OSError as error:
+        if error.errno in NO_PERMISSION:
+            raise OSError(
+                error.errno, f"cannot write to {directory.parent}: {error.strerror}. Point --cache_dir elsewhere"
+            ) from error
         if error.errno not in NO_SPACE:
             raise
         written = sum(file.stat().st_size for file in temporary.glob("*.bin"))
@@ -220,8 +220,8 @@ def _build(path: Path, directory: Path, identity: dict, chat_format: ChatFormat,
         needed = written * total / report.bytes if report.bytes else total
         raise OSError(
             error.errno,
-            f"no room for the token cache of {path} in {directory.parent}: about {needed / 1e6:,.0f} MB are needed, "
-            f"{shutil.disk_usage(directory.parent).free / 1e6:,.0f} MB are free ({os.strerror(error.errno)}). "
+            f"no room for the token cache of {path} in {directory.parent}: about {needed / 1e6:,.1f} MB are needed, "
+            f"{shutil.disk_usage(directory.parent).free / 1e6:,.1f} MB are free ({error.strerror}). "
             f"Free some space, or point --cache_dir to another disk",
         ) from error
     finally:
@@ -239,7 +239,7 @@ def _write_arrays(directory: Path, report: ReadReport, kind: str, chat_format: C
         for name in names:
             if name.endswith("offsets"):
                 files[name].write(np.zeros(1, np.int64).tobytes())
-        for documents in _encoded_chunks(report, kind, chat_format, log):
+        for documents in encoded_chunks(report, kind, chat_format, log):
             lengths = np.fromiter((len(ids) for ids, _ in documents), np.int64, len(documents))
             offsets = total_tokens + np.cumsum(lengths)
             tokens = np.fromiter(chain.from_iterable(ids for ids, _ in documents), np.uint16, int(lengths.sum()))
@@ -258,68 +258,6 @@ def _write_arrays(directory: Path, report: ReadReport, kind: str, chat_format: C
             file.flush()
             os.fsync(file.fileno())
         return {name: file.tell() for name, file in files.items()}
-
-
-def _encoded_chunks(report: ReadReport, kind: str, chat_format: ChatFormat, log: Log) -> Iterator[list[Encoded]]:
-    """Encoded documents of the file, chunk after chunk; the next chunk is read while one is in the tokenizer."""
-    total = report.path.stat().st_size
-    started = last_log = time.perf_counter()
-    with ThreadPoolExecutor(max_workers=1) as tokenizer_thread:
-        pending = None
-        for chunk in _chunks(report, kind):
-            previous, pending = pending, tokenizer_thread.submit(_encode_chunk, chunk, kind, chat_format)
-            if previous is not None:
-                yield _accepted(*previous.result(), report)
-            now = time.perf_counter()
-            if now - last_log > PROGRESS_SECONDS:
-                last_log = now
-                speed = report.bytes / 1e6 / (now - started)
-                log(f"数据缓存: {report.path.name} 分词 {report.bytes / total:.0%}, {speed:.1f} MB/s")
-        if pending is not None:
-            yield _accepted(*pending.result(), report)
-    report.finish()
-
-
-def _accepted(documents: list[Encoded], refused: dict[int, BadLine], report: ReadReport) -> list[Encoded]:
-    for line_number, error in refused.items():
-        report.rows -= 1
-        report.reject(line_number, error)
-    return documents
-
-
-def _chunks(report: ReadReport, kind: str) -> Iterator[list[tuple[int, Record]]]:
-    """Records with their line numbers, about CHUNK_BYTES of the file at a time."""
-    chunk, chunk_start = [], 0
-    for record in read_records(report.path, kind, report.on_bad_line, report):
-        chunk.append((report.lines, record))
-        if report.bytes - chunk_start >= CHUNK_BYTES:
-            yield chunk
-            chunk, chunk_start = [], report.bytes
-    if chunk:
-        yield chunk
-
-
-def _encode(records: list[Record], kind: str, chat_format: ChatFormat) -> list[Encoded]:
-    """One document per text or conversation, two per pair. The tokenizer uses every core."""
-    if kind == "text":
-        return [(ids, []) for ids in chat_format.encode_texts(records)]
-    if kind == "preference":
-        records = [conversation for pair in records for conversation in pair]
-    return chat_format.encode_conversations(records)
-
-
-def _encode_chunk(chunk: list[tuple[int, Record]], kind: str, chat_format: ChatFormat) -> tuple[list[Encoded], dict]:
-    """The documents of a chunk, and {line number: what the chat format has against that line}."""
-    try:
-        return _encode([record for _, record in chunk], kind, chat_format), {}
-    except ValueError:
-        documents, refused = [], {}
-        for line_number, record in chunk:
-            try:
-                documents += _encode([record], kind, chat_format)
-            except ValueError as error:
-                refused[line_number] = BadLine("refused by the chat format", str(error))
-        return documents, refused
 
 
 def _length_statistics(lengths: np.ndarray) -> dict:
@@ -360,11 +298,12 @@ def _rename(temporary: Path, directory: Path) -> None:
 
 def _remove_abandoned(cache_dir: Path) -> None:
     """Remove what killed builds left behind: their process is gone, or nothing was written for a day."""
-    for directory in cache_dir.glob(".*.tmp"):
-        _, host, pid, _, _ = directory.name.rsplit(".", 4)
-        newest = max((file.stat().st_mtime for file in directory.iterdir()), default=directory.stat().st_mtime)
-        if _process_is_gone(host, int(pid)) or time.time() - newest > ABANDONED_SECONDS:
-            shutil.rmtree(directory, ignore_errors=True)
+    for directory in cache_dir.iterdir():
+        if made_by := re.fullmatch(r"\..+\.([^.]+)\.(\d+)\.[0-9a-f]{8}\.tmp", directory.name):
+            with suppress(FileNotFoundError):  # just renamed by a process that is done
+                newest = max(file.stat().st_mtime for file in [directory, *directory.iterdir()])
+                if _process_is_gone(made_by[1], int(made_by[2])) or time.time() - newest > ABANDONED_SECONDS:
+                    shutil.rmtree(directory, ignore_errors=True)
 
 
 def _process_is_gone(host: str, pid: int) -> bool:

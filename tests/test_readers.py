@@ -1,6 +1,7 @@
 """The readers accept what is right, and say file, line and reason for what is not."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -181,3 +182,12 @@ def test_unknown_options(write_jsonl):
         read(path, "sft")
     with pytest.raises(ValueError, match="on_bad_line is 'ignore'"):
         read(path, "text", "ignore")
+
+
+def test_every_example_of_the_readme_reads(write_jsonl):
+    lines = re.findall(r"`(\{.*?\})`[ ,]", (readers.SAMPLE_DIR.parent / "README.md").read_text(encoding="utf-8"))
+    kinds = {"text": "text", "conversations": "chat", "chosen": "preference"}
+    rows = [json.loads(line) for line in lines]
+    for row in rows:
+        assert len(read(write_jsonl([row]), kinds[next(iter(row))])) == 1
+    assert {next(iter(row)) for row in rows} == set(kinds)

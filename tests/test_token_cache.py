@@ -1,25 +1,24 @@
 """The token cache holds exactly what the chat format says, is found again, and is never half-written or stale."""
 
 import json
+import multiprocessing
 import os
-import signal
-import subprocess
-import sys
+import re
 import threading
 import time
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tokenizers import AddedToken
 
-from dataset import token_cache
+from dataset import token_cache, tokenizing
 from dataset.readers import DataError
 from dataset.token_cache import open_token_cache
 from model.chat_format import ChatFormat
 from model.loading import load_tokenizer
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 TEXTS = ["今天天气很好。", "The quick brown fox", "二氧化碳在空气中", "x = 1 + 2"]
 
 
@@ -54,7 +53,7 @@ def build_count(monkeypatch) -> list:
 
 @pytest.mark.parametrize("chunk_bytes", [1, 100, 2**20])
 def test_text_round_trip_in_any_chunking(write_jsonl, tmp_path, chat_format, monkeypatch, chunk_bytes):
-    monkeypatch.setattr(token_cache, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(tokenizing, "CHUNK_BYTES", chunk_bytes)
     rows = text_rows(50)
     cache = open_token_cache(write_jsonl(rows), "text", chat_format, tmp_path / "cache", log=quiet)
     assert documents(cache) == chat_format.encode_texts([row["text"] for row in rows])
@@ -64,7 +63,7 @@ def test_text_round_trip_in_any_chunking(write_jsonl, tmp_path, chat_format, mon
 
 @pytest.mark.parametrize("chunk_bytes", [1, 2**20])
 def test_conversations_keep_their_spans(write_jsonl, tmp_path, chat_format, monkeypatch, chunk_bytes):
-    monkeypatch.setattr(token_cache, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(tokenizing, "CHUNK_BYTES", chunk_bytes)
     rows = [chat_row("你好", "你好！"), chat_row("1+1?", "2", "再加1?", "3"), chat_row("a", "b")]
     cache = open_token_cache(write_jsonl(rows), "chat", chat_format, tmp_path / "cache", log=quiet)
     expected = chat_format.encode_conversations([row["conversations"] for row in rows])
@@ -154,52 +153,74 @@ def test_damaged_cache_is_rebuilt(write_jsonl, tmp_path, chat_format, damage):
     assert [entry.name for entry in (tmp_path / "cache").iterdir()] == [cache.path.name]
 
 
-BUILD = """
-import sys, time
-from dataset import token_cache
-from model.chat_format import ChatFormat
-from model.loading import load_tokenizer
-path, cache_dir, pause = sys.argv[1], sys.argv[2], float(sys.argv[3])
-token_cache.CHUNK_BYTES = 1000
-encode = token_cache._encode
-def slow(*args):
-    time.sleep(pause)
-    return encode(*args)
-token_cache._encode = slow
-token_cache.open_token_cache(path, "text", ChatFormat(load_tokenizer()), cache_dir)
-"""
+class ByteFormat:
+    """Stands in for ChatFormat in forked processes, where the tokenizer's thread pool would not work."""
+
+    def __init__(self, gate: Event | None = None):
+        self.gate = gate  # encoding waits until it is set
+
+    def fingerprint(self) -> str:
+        return "bytes"
+
+    def token_bytes(self) -> np.ndarray:
+        return np.ones(256, np.int64)
+
+    def encode_texts(self, texts: list[str]) -> list[list[int]]:
+        if self.gate is not None:
+            self.gate.wait()
+        return [list(text.encode()) for text in texts]
 
 
-def start_build(path: Path, cache_dir: Path, pause: float = 0, **kwargs) -> subprocess.Popen:
-    command = [sys.executable, "-c", BUILD, str(path), str(cache_dir), str(pause)]
-    return subprocess.Popen(command, cwd=REPOSITORY, text=True, stdout=-1, stderr=-1, **kwargs)
+def start_build(path: Path, cache_dir: Path, gate: Event | None = None, limit: int | None = None):
+    """(process that builds the cache of `path`, connection over which it sends its error message)."""
+
+    def build():
+        tokenizing.CHUNK_BYTES = 1000
+        if limit is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        try:
+            open_token_cache(path, "text", ByteFormat(gate), cache_dir, log=quiet)
+        except OSError as error:
+            sender.send(str(error))
+
+    resource = pytest.importorskip("resource")  # no fork and no limits on Windows
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=build)
+    process.start()
+    return process, receiver
 
 
-def test_killed_build_leaves_nothing_that_is_used(write_jsonl, tmp_path, chat_format):
-    path, cache_dir = write_jsonl(text_rows(2000)), tmp_path / "cache"
-    process = start_build(path, cache_dir, pause=0.5)
+def wait_until_writing(process, cache_dir: Path) -> None:
     while not list(cache_dir.glob(".*.tmp/tokens.bin")):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+        assert process.is_alive()
+        time.sleep(0.01)
+
+
+def test_killed_build_leaves_nothing_that_is_used(write_jsonl, tmp_path):
+    path, cache_dir = write_jsonl(text_rows(2000)), tmp_path / "cache"
+    process, _ = start_build(path, cache_dir, multiprocessing.Event())
+    wait_until_writing(process, cache_dir)
+    process.kill()
+    process.join()
     (leftover,) = cache_dir.iterdir()
     assert leftover.name.endswith(".tmp")
 
-    cache = open_token_cache(path, "text", chat_format, cache_dir, log=quiet)
+    cache = open_token_cache(path, "text", ByteFormat(), cache_dir, log=quiet)
     assert len(cache) == 2000
     assert list(cache_dir.iterdir()) == [cache.path]
 
 
-def test_a_build_that_still_runs_is_left_alone(write_jsonl, tmp_path, chat_format):
+def test_a_build_that_still_runs_is_left_alone(write_jsonl, tmp_path):
     path, cache_dir = write_jsonl(text_rows(200)), tmp_path / "cache"
-    process = start_build(path, cache_dir, pause=0.3)
-    while not list(cache_dir.glob(".*.tmp/tokens.bin")):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
-    cache = open_token_cache(path, "text", chat_format, cache_dir, log=quiet)
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
+    gate = multiprocessing.Event()
+    process, _ = start_build(path, cache_dir, gate)
+    wait_until_writing(process, cache_dir)
+    cache = open_token_cache(path, "text", ByteFormat(), cache_dir, log=quiet)
+    assert process.is_alive() and len(list(cache_dir.iterdir())) == 2
+    gate.set()
+    process.join()
+    assert process.exitcode == 0
     assert list(cache_dir.iterdir()) == [cache.path]
     assert len(cache) == 200
 
@@ -220,16 +241,16 @@ def test_two_builders_at_once_in_threads(write_jsonl, tmp_path, chat_format):
 
 
 def test_full_disk_is_a_clear_error_and_leaves_nothing(write_jsonl, tmp_path):
-    resource = pytest.importorskip("resource")
     path, cache_dir = write_jsonl(text_rows(5000)), tmp_path / "cache"
-    limit = 20_000
-    process = start_build(path, cache_dir, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
-    _, errors = process.communicate()
-    assert process.returncode == 1
-    message = errors.strip().splitlines()[-1]
-    assert "no room for the token cache" in message and str(path) in message and str(cache_dir) in message
+    process, errors = start_build(path, cache_dir, limit=20_000)
+    message = errors.recv()
+    process.join()
+    assert f"no room for the token cache of {path} in {cache_dir}" in message
     assert "MB are needed" in message and "--cache_dir" in message
-    assert list(cache_dir.iterdir()) == []
+    needed = float(re.search(r"about ([\d.]+) MB", message)[1])
+    whole = open_token_cache(path, "text", ByteFormat(), cache_dir, log=quiet)
+    assert needed == pytest.approx(sum(whole.meta["file_bytes"].values()) / 1e6, abs=0.1)
+    assert list(cache_dir.iterdir()) == [whole.path]
 
 
 def test_bad_lines_are_skipped_reported_and_remembered(write_jsonl, tmp_path, chat_format):
@@ -246,7 +267,9 @@ def test_bad_lines_are_skipped_reported_and_remembered(write_jsonl, tmp_path, ch
         open_token_cache(path, "text", chat_format, tmp_path / "cache", log=quiet)
 
 
-def test_what_the_chat_format_refuses_is_a_bad_line(write_jsonl, tmp_path, chat_format):
+@pytest.mark.parametrize("chunk_bytes", [1, 2**20])
+def test_what_the_chat_format_refuses_is_a_bad_line(write_jsonl, tmp_path, chat_format, monkeypatch, chunk_bytes):
+    monkeypatch.setattr(tokenizing, "CHUNK_BYTES", chunk_bytes)
     refused = {"role": "assistant", "content": "", "tool_calls": "not JSON"}
     rows = [*[chat_row("a", "b")] * 15, {"conversations": [refused]}, chat_row("c", "d")]
     path = write_jsonl(rows)
@@ -258,14 +281,14 @@ def test_what_the_chat_format_refuses_is_a_bad_line(write_jsonl, tmp_path, chat_
 
 def test_file_changed_during_the_build(write_jsonl, tmp_path, chat_format, monkeypatch):
     path = write_jsonl(text_rows(20))
-    original = token_cache._encode
+    original = tokenizing._encode
 
     def grow(*args):
         with path.open("a") as file:
             file.write('{"text": "late"}\n')
         return original(*args)
 
-    monkeypatch.setattr(token_cache, "_encode", grow)
+    monkeypatch.setattr(tokenizing, "_encode", grow)
     with pytest.raises(DataError, match="was changed while it was read"):
         open_token_cache(path, "text", chat_format, tmp_path / "cache", log=quiet)
     assert list((tmp_path / "cache").iterdir()) == []
@@ -278,6 +301,21 @@ def test_vocabulary_that_does_not_fit_16_bits(write_jsonl, tmp_path):
 
     with pytest.raises(ValueError, match="65537 entries.*at most 65536"):
         open_token_cache(write_jsonl(text_rows(1)), "text", Large(), tmp_path / "cache")
+
+
+def test_cache_directory_that_cannot_be_written(write_jsonl, tmp_path, chat_format):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="cannot write to .*file.*--cache_dir"):
+        open_token_cache(write_jsonl(text_rows(1)), "text", chat_format, tmp_path / "file", log=quiet)
+
+
+def test_unrelated_entries_of_the_cache_directory_are_left_alone(write_jsonl, tmp_path, chat_format):
+    cache_dir = tmp_path / "cache"
+    (cache_dir / ".mine.tmp").mkdir(parents=True)
+    (cache_dir / "data-notes").mkdir()
+    (cache_dir / "data-file").touch()
+    open_token_cache(write_jsonl(text_rows(1)), "text", chat_format, cache_dir, log=quiet)
+    assert {".mine.tmp", "data-notes", "data-file"} < {entry.name for entry in cache_dir.iterdir()}
 
 
 def test_statistics(write_jsonl, tmp_path, chat_format):
