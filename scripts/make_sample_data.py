@@ -18,6 +18,10 @@ from sample_data.reasoning import problems, reasoned
 from sample_data.tables import all_facts
 
 
+def questions(row: dict) -> tuple[str, ...]:
+    return tuple(message["content"] for message in row["conversations"] if message["role"] == "user")
+
+
 def make_files(seed: int) -> dict[str, list[dict]]:
     """File name -> rows."""
 
@@ -33,9 +37,11 @@ def make_files(seed: int) -> dict[str, list[dict]]:
     solved, unsolved = reasoning[:600], reasoning[600:]
 
     persona, persona_heldout = single_turns(persona_facts(), 20, rng("persona"))
-    # What the base model's score asks is trained nowhere, in this file neither.
-    asked = {row["conversations"][0]["content"] for row in heldout if len(row["conversations"]) == 1}
-    persona = [row for row in persona if row["conversations"][0]["content"] not in asked]
+    # No file trains what another file's score asks, although both ask the model who it is.
+    asked = {questions(row) for row in heldout}
+    trained = {questions({"conversations": messages}) for messages in sft}
+    persona = [row for row in persona if questions(row) not in asked]
+    persona_heldout = [row for row in persona_heldout if questions(row) not in trained]
     # Some ordinary facts, so that the adapter learns who it is and nothing else.
     ordinary, order = split_questions([fact for fact in facts if fact.category != "identity"]), rng("persona order")
     persona += [{"conversations": turns((fact, ordinary[fact][0][0]))} for fact in order.sample(list(ordinary), 20)]
