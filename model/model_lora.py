@@ -1,6 +1,6 @@
-"""LoRA: a frozen weight learns through the product of two thin matrices (Hu et al. 2021, arXiv 2106.09685, section 4.1).
+"""LoRA: a frozen weight learns through the product of two thin matrices (Hu et al. 2021, arXiv 2106.09685).
 
-    y = W x + alpha / rank * B A x          A (rank, in) starts random, B (out, rank) starts at zero: so does B A
+    y = W x + alpha / rank * B A x        (eq. 3)     A (rank, in) starts random, B (out, rank) at zero: so does B A
 
 An adapter is a plain state dict, `{target}.lora.A.weight` and `{target}.lora.B.weight` for each adapted projection, as
 in MiniMind's own files: `model.layers.0.self_attn.q_proj.lora.A.weight`. alpha / rank is multiplied into B when an
@@ -61,8 +61,11 @@ class LowRank(nn.Module):
     def forward(self, x: torch.Tensor, offsets: torch.Tensor | None = None) -> torch.Tensor:
         """x (..., in) -> (..., out); with `offsets`, x is (M, in) sorted by expert, see `moe.Experts`."""
         A, B, linear = self.A, self.B, F.linear
-        if offsets is not None:  # autocast passes over grouped products
-            A, B, linear = A.to(x.dtype), B.to(x.dtype), partial(grouped_linear, offsets=offsets)
+        if offsets is not None:
+            # Autocast passes over grouped products, and they want rows of a multiple of 16 bytes: pad the rank.
+            padding = -A.shape[-2] % 8
+            A, B = F.pad(A.to(x.dtype), (0, 0, 0, padding)), F.pad(B.to(x.dtype), (0, padding))
+            linear = partial(grouped_linear, offsets=offsets)
         x = F.dropout(x, self.dropout, self.training)
         return linear(linear(x, A), B) * self.scale
 

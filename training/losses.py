@@ -23,6 +23,20 @@ def supervised_per_row(batch: dict[str, Tensor]) -> Tensor:
     return torch.bincount(batch["positions"] // width, minlength=rows)
 
 
+def answer_logprobs(logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    """(B,) float32: the log-probability of each row's supervised tokens, summed.
+
+    Of the log-softmax only the targets' entries are needed: logits - logsumexp there, so no (N, V) table of
+    log-probabilities is kept for the backward pass.
+    Args: logits: (N, V) at the supervised positions.
+    """
+    rows, width = batch["input_ids"].shape
+    logits = logits.float()
+    logp = logits.gather(1, batch["targets"][:, None]).squeeze(1) - logits.logsumexp(-1)
+    # Every position occurs once, so this is deterministic on every device, which adding up by row would not be.
+    return logits.new_zeros(rows * width).scatter(0, batch["positions"], logp).view(rows, width).sum(1)
+
+
 def balance_loss(aux_loss: Tensor, batch: dict[str, Tensor]) -> Tensor:
     """The MoE load-balancing loss as a sum over supervised tokens: each row's value counts once per token.
 

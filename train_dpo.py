@@ -1,0 +1,127 @@
+"""Stage 3: DPO. The model learns to prefer the chosen answer to the rejected one, without a reward model.
+
+Rafailov et al. 2023, https://arxiv.org/abs/2305.18290, equation 7. The reward of an answer is beta times how much more
+likely it has become than under the model that training started from (the reference); the loss wants the chosen answer's
+reward to be the higher one. --loss_type ipo: Azar et al. 2023, https://arxiv.org/abs/2310.12036, equation 17.
+
+The log-probability of an answer is the sum over its tokens, as in the paper; a mean would make beta mean something else
+for every length (--length_normalize gives it, and then wants a beta some hundred times larger). With sums the gradient
+is large enough for a learning rate LR_REASON.
+
+    python train_dpo.py
+    python train_dpo.py --data_path dataset/sample/dpo.jsonl --dim 256 --n_layers 6
+    torchrun --nproc_per_node 2 train_dpo.py
+
+reads   out/full_sft_{dim}[_moe].pth     from --out_dir; another start with --from_weight
+        dataset/dpo.jsonl                {"chosen": [{"role", "content"}, ...], "rejected": [...]} a line
+writes  out/rlhf_{dim}[_moe].pth         weights: eval_model.py --model_mode 2 talks to them
+        out/checkpoints/, out/logs/      state for --resume; log and loss curve
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from model.chat_format import ChatFormat
+from model.loading import load_tokenizer
+from training.cli import add_bool_flag, config_from, plain_errors, stage_parser
+from training.evaluation import Evaluation
+from training.inputs import load_data, starting_model
+from training.loop import train
+from training.losses import answer_logprobs, supervised_per_row
+from training.reference import reference_logprobs
+from training.runtime import distributed_run
+
+QUESTIONS = ["你好，请介绍一下自己。", "世界上最高的山峰是什么？", "What is the capital of France?"]
+
+
+def preference_loss(margin: Tensor, beta: float, loss_type: str = "sigmoid", label_smoothing: float = 0.0) -> Tensor:
+    """The loss of each pair, (P,).
+
+    Args:
+        margin: (P,) log-ratio of the chosen answer minus log-ratio of the rejected one, policy against reference.
+        beta: strength of the pull towards the reference: larger stays closer.
+        loss_type: 'sigmoid' is -log sigmoid(beta * margin); 'ipo' is (margin - 1 / (2 beta))^2, whose pull ends at a
+            finite margin.
+        label_smoothing: probability that a pair's label is wrong; 'sigmoid' only ("conservative DPO").
+    """
+    if loss_type == "ipo":
+        return (margin - 1 / (2 * beta)).square()
+    logits = beta * margin
+    return -(1 - label_smoothing) * logsigmoid(logits) - label_smoothing * logsigmoid(-logits)
+
+
+def make_loss(args, reference: Tensor):
+    """DPO's loss_fn for the loop; its weight is the number of pairs.
+
+    Args: reference: (pairs of the file, 2) log-probabilities of chosen and rejected answer under the reference.
+    """
+
+    def dpo_loss(model, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        output = model(batch["input_ids"], lengths=batch["lengths"], supervised=batch["positions"])
+        policy = answer_logprobs(output.logits, batch)  # (2P,), first all chosen
+        ratio = policy - reference[batch["pairs"]].T.flatten()
+        if args.length_normalize:
+            ratio = ratio / supervised_per_row(batch)
+        chosen, rejected = ratio.chunk(2)
+        losses = preference_loss(chosen - rejected, args.beta, args.loss_type, args.label_smoothing)
+        aux = output.aux_loss.sum() / 2  # a pair's is the mean of its two rows'
+        chosen_logp, rejected_logp = policy.detach().chunk(2)
+        metrics = {
+            "reward_margin": args.beta * (chosen - rejected).sum(),
+            "reward_accuracy": (chosen > rejected).sum(),
+            "chosen_reward": args.beta * chosen.sum(),
+            "rejected_reward": args.beta * rejected.sum(),
+            "chosen_logp": chosen_logp.sum(),
+            "rejected_logp": rejected_logp.sum(),
+            "aux_loss": aux,
+        }
+        weight = torch.tensor(float(len(batch["pairs"])), device=policy.device)
+        return losses.sum() + aux, weight, {name: value.detach() for name, value in metrics.items()}
+
+    return dpo_loss
+
+
+def parse_args(argv=None):
+    parser = stage_parser(
+        __doc__,
+        data_path="dataset/dpo.jsonl",
+        from_weight="full_sft",
+        save_weight="rlhf",
+        epochs=2,
+        batch_size=8,
+        learning_rate=2e-6,
+        max_seq_len=3000,
+        heldout_share=0.02,
+        wandb_project="MiniMind-RLHF-SFT",
+    )
+    group = parser.add_argument_group("preference (a sequence of the shared flags is a pair here)")
+    group.add_argument("--beta", type=float, default=0.1, help="pull towards the reference; larger stays closer to it")
+    group.add_argument("--loss_type", choices=("sigmoid", "ipo"), default="sigmoid", help="the paper's loss, or IPO's")
+    group.add_argument(
+        "--label_smoothing", type=float, default=0.0, help="probability that a label is wrong (sigmoid), below 0.5"
+    )
+    add_bool_flag(
+        group, "--length_normalize", default=False, help="mean instead of sum of an answer's log-probabilities"
+    )
+    args = parser.parse_args(argv)
+    if not args.beta > 0:
+        parser.error(f"--beta {args.beta}: must be greater than 0")
+    if not 0 <= args.label_smoothing < 0.5 or (args.label_smoothing and args.loss_type == "ipo"):
+        parser.error(f"--label_smoothing {args.label_smoothing}: must be in [0, 0.5), and 0 with --loss_type ipo")
+    return args
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    with distributed_run(args) as run:
+        with plain_errors():
+            tokenizer = load_tokenizer()
+            model = starting_model(args, config_from(args, vocab_size=len(tokenizer)))
+            data = load_data(run, args, ChatFormat(tokenizer), kind="preference")
+        reference = reference_logprobs(run, args, model, data)
+        train(run, args, model, data, make_loss(args, reference), Evaluation(data.heldout, tokenizer, QUESTIONS))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""LoRA: teach a finished model one more thing - who it is, a profession - by training 2 % more weights.
+
+Every weight of the model is frozen; beside each matrix two thin ones learn (model/model_lora.py). The loss is SFT's.
+The file they make is small, and the model without it is exactly what it was: adapters can be changed while talking.
+Hu et al. 2021, https://arxiv.org/abs/2106.09685, equation 3.
+
+    python train_lora.py
+    python train_lora.py --lora_name lora_medical --data_path dataset/lora_medical.jsonl --epochs 3
+    python train_lora.py --data_path dataset/sample/lora_identity.jsonl --dim 256 --n_layers 6
+    torchrun --nproc_per_node 2 train_lora.py
+
+With --general_data FILE, the loss on held-out rows of another file (what the model was fine-tuned with, say) is
+measured before and after: a model that learns something new should not forget the rest.
+
+reads   out/full_sft_{dim}[_moe].pth            from --out_dir; another stage or file with --from_weight
+        dataset/lora_identity.jsonl             {"conversations": [{"role", "content"}, ...]} a line
+writes  out/lora/{lora_name}_{dim}[_moe].pth    the adapter: eval_model.py --lora_name talks with it
+        out/lora/checkpoints/, out/logs/        state for --resume; log and loss curve
+"""
+
+from argparse import Namespace
+
+import torch
+
+from model.chat_format import ChatFormat
+from model.loading import count_parameters, load_tokenizer
+from model.model_lora import LORA_TARGETS, apply_lora, lora_state_dict
+from training.cli import config_from, plain_errors, stage_parser
+from training.evaluation import Evaluation
+from training.inputs import load_data, starting_model
+from training.loop import tokens_per_batch, train
+from training.losses import next_token_loss
+from training.runtime import distributed_run
+
+QUESTIONS = ["你好，请介绍一下自己。", "你是谁？", "世界上最高的山峰是什么？"]
+
+
+def parse_args(argv=None):
+    parser = stage_parser(
+        __doc__,
+        data_path="dataset/lora_identity.jsonl",
+        from_weight="full_sft",
+        epochs=10,
+        batch_size=16,
+        learning_rate=1e-3,
+        wandb_project="MiniMind-LoRA-SFT",
+    )
+    group = parser.add_argument_group("LoRA")
+    group.add_argument("--lora_name", default="lora_identity", help="name of the adapter; its file is named after it")
+    group.add_argument("--lora_rank", type=int, default=16, help="width of the two matrices")
+    group.add_argument(
+        "--lora_alpha", type=float, default=None, help="strength: the update is scaled by alpha / rank; default: rank"
+    )
+    group.add_argument("--lora_dropout", type=float, default=0.0, help="dropout on the adapter's input")
+    group.add_argument(
+        "--lora_targets", type=lambda text: tuple(text.split(",")), default=LORA_TARGETS, metavar="NAME,NAME,...",
+        help="projections to adapt; q_proj,o_proj is what MiniMind adapts",
+    )  # fmt: skip
+    group.add_argument(
+        "--general_data", default=None, help="conversations; their held-out loss is measured before and after"
+    )
+    args = parser.parse_args(argv)
+    args.save_weight = f"lora/{args.lora_name}"
+    return args
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    with distributed_run(args) as run:
+        with plain_errors():
+            tokenizer = load_tokenizer()
+            chat = ChatFormat(tokenizer)
+            model = starting_model(args, config_from(args, vocab_size=len(tokenizer)))
+            total = count_parameters(model)
+            base_dtype = None if run.dtype == torch.float32 else run.dtype
+            apply_lora(model, args.lora_rank, args.lora_alpha, args.lora_dropout, args.lora_targets, base_dtype)
+            data = load_data(run, args, chat, kind="chat")
+            # The same share and seed: of the file that full SFT used, this holds out what full SFT held out.
+            general_args = Namespace(**{**vars(args), "data_path": args.general_data})
+            general = load_data(run, general_args, chat, kind="chat").heldout if args.general_data else ()
+        trained = count_parameters(model) - total
+        run.log(f"LLM 总参数量: {total}")
+        run.log(f"LoRA 参数量: {trained}")
+        run.log(f"LoRA 参数占比: {trained / total * 100:.2f}%")
+
+        def general_loss() -> float:
+            budget = tokens_per_batch(args.batch_size, general.lengths)
+            return Evaluation(general, tokenizer).measure(run, model, next_token_loss, budget)["heldout_loss"]
+
+        if len(general):
+            model.to(run.device)
+            before = general_loss()
+        train(run, args, model, data, next_token_loss, Evaluation(data.heldout, tokenizer, QUESTIONS),
+              weights=lora_state_dict)  # fmt: skip
+        if len(general):
+            after = general_loss()
+            run.log(f"general held-out loss: {before:.4f} before, {after:.4f} after ({after / before - 1:+.1%})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""What the model that training starts from says about every pair: computed once, before training, and kept on disk.
+
+The reference model of DPO never changes, so two numbers a pair replace its forward in every step, and its memory.
+"""
+
+import hashlib
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dataset.batching import plan_batches
+from model.loading import atomic_save
+
+from .checkpoint import DAMAGED
+from .inputs import Data
+from .losses import answer_logprobs
+from .runtime import Run
+
+
+def fingerprint(model: nn.Module) -> str:
+    """sha256 of a model's configuration and weights."""
+    digest = hashlib.sha256(model.config.to_json_string().encode())
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def reference_logprobs(run: Run, args, model: nn.Module, data: Data) -> Tensor:
+    """Log-probabilities of both answers of every pair under ``model`` as it is now, on the device.
+
+    Kept in ``{cache_dir}/reference-{key}.pt``; the key is a hash of the weights, the data, the pairs that
+    ``--max_seq_len`` leaves and the precision, so it is never stale. The ranks share the work.
+    Returns: (P, 2) float32, chosen and rejected, indexed by a pair's number in the file; zeros for pairs left out.
+    """
+    identity = f"{fingerprint(model)} {data.fingerprint} {args.max_seq_len} {run.dtype}"
+    path = Path(args.cache_dir) / f"reference-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.pt"
+    units = [part for part in (data.train, data.heldout) if len(part)]
+    table = torch.zeros(1 + max(int(part.pairs.max()) for part in units), 2, device=run.device)
+    cached = _read(path, run) if run.is_main else None
+    if run.from_main(cached is not None):
+        return run.sum_over_ranks(table if cached is None else cached.to(run.device))
+
+    model.to(run.device).eval()
+    for part in units:
+        budget = max(int(part.lengths.max()) + 15, round(32 * float(part.lengths.mean())))
+        for ids in plan_batches(part.lengths, budget, seed=0, epoch=0)[run.rank :: run.world_size]:
+            batch = run.to_device(part.collate(ids))
+            with torch.no_grad(), run.autocast():
+                output = model(batch["input_ids"], lengths=batch["lengths"], supervised=batch["positions"])
+            table[batch["pairs"]] = answer_logprobs(output.logits, batch).view(2, -1).T
+    table = run.sum_over_ranks(table)
+    if run.is_main:
+        atomic_save(table.cpu(), path)
+        run.log(f"参考模型: 已计算 {sum(map(len, units))} 对回答的对数概率, 缓存于 {path}")
+    return table
+
+
+def _read(path: Path, run: Run) -> Tensor | None:
+    """The cached table, or None where there is none that can be read."""
+    if not path.is_file():
+        return None
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except DAMAGED as error:
+        run.log(f"{path} cannot be read ({type(error).__name__}): computing it again")
+        return None
