@@ -210,10 +210,12 @@ def _heldout(documents: np.ndarray, share: float, seed: int) -> np.ndarray:
     """(N,) bool: which entries belong to a held-out document."""
     if not 0 <= share < 1:
         raise ValueError(f"the held-out share is {share}; it must be at least 0 and less than 1")
-    distinct = np.unique(documents)
-    count = min(max(1, round(share * len(distinct))), len(distinct) - 1) if share > 0 else 0
+    distinct = np.flatnonzero(np.bincount(documents))
+    count = min(max(1, round(share * len(distinct))), len(distinct) - 1) if share > 0 and len(distinct) else 0
     chosen = np.random.Generator(np.random.Philox(seed)).permutation(distinct)[:count]
-    return np.isin(documents, chosen)
+    is_chosen = np.zeros(distinct.max(initial=-1) + 1, bool)
+    is_chosen[chosen] = True
+    return is_chosen[documents]
 
 
 def plan_batches(lengths: np.ndarray, tokens_per_batch: int, seed: int, epoch: int) -> list[np.ndarray]:
