@@ -17,7 +17,6 @@ The Jinja template next to the tokenizer renders the same text for other librari
 import hashlib
 import json
 import re
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -36,6 +35,8 @@ TAGS = (
 RESERVED_TOKENS = tuple(f"<|reserved_{i}|>" for i in range(5))
 SPECIAL_TOKENS = CONTROL_TOKENS + TAGS + RESERVED_TOKENS
 """In the order of their ids, 0 to 15."""
+
+_OWNERS = {"tools": "system", "tool_calls": "assistant", "reasoning_content": "assistant"}
 
 Piece = str | int
 """A stretch of text still to encode, or a finished token id."""
@@ -138,7 +139,7 @@ class ChatFormat:
     def _encode(self, texts: list[str]) -> list[list[int]]:
         try:
             return [encoding.ids for encoding in self._plain.encode_batch_fast(texts, add_special_tokens=False)]
-        except UnicodeEncodeError:
+        except TypeError:  # all that tokenizers says about text without a UTF-8 form
             for text in texts:
                 check_text(text)
             raise
@@ -148,24 +149,23 @@ class ChatFormat:
         role, content = message["role"], message.get("content") or ""
         if role == "assistant":
             return self._assistant + self._join(self._answer(message, content))
+        pieces = [f"{role}\n{content}"]
         if role == "tool":
-            return [
-                self.bos_id,
-                *self._join([*self._split("tool\n<tool_response>\n"), content, *self._split("\n</tool_response>")]),
-            ]
-        if role == "system" and message.get("tools"):
-            return [self.bos_id, *self._join([f"system\n{content}", *self._tool_block(message, content)])]
-        return [self.bos_id, f"{role}\n{content}"]
+            pieces = [*self._split("tool\n<tool_response>\n"), content, *self._split("\n</tool_response>")]
+        elif message.get("tools"):
+            pieces += self._tool_block(message, content)
+        return [self.bos_id, *self._join(pieces)]
 
     def _answer(self, message: Message, content: str) -> list[Piece]:
         reasoning = message.get("reasoning_content")
         pieces = self._split((f"<think>\n{reasoning}\n</think>\n\n" if reasoning else "") + content)
-        for call in _json_list(message, "tool_calls"):
+        for i, call in enumerate(_json_list(message, "tool_calls")):
             call = call.get("function") or call
-            arguments = call["arguments"]
-            arguments = arguments if isinstance(arguments, str) else _dumps(arguments)
+            if "name" not in call or "arguments" not in call:
+                raise ValueError(f"a tool call needs name and arguments, this one has {sorted(call)}")
+            arguments = call["arguments"] if isinstance(call["arguments"], str) else _dumps(call["arguments"])
             text = f'\n{{"name": {_dumps(call["name"])}, "arguments": {arguments}}}\n'
-            pieces += ["\n" if pieces else "", *self._split("<tool_call>"), text, *self._split("</tool_call>")]
+            pieces += ["\n" if content or i else "", *self._split("<tool_call>"), text, *self._split("</tool_call>")]
         return pieces
 
     def _tool_block(self, message: Message, content: str) -> list[Piece]:
@@ -184,8 +184,11 @@ class ChatFormat:
     def _join(pieces: list[Piece]) -> list[Piece]:
         """Adjacent strings become one, since a merge may cross their border."""
         joined: list[Piece] = []
-        for is_text, group in groupby(pieces, key=lambda piece: isinstance(piece, str)):
-            joined += ["".join(group)] if is_text else group
+        for piece in pieces:
+            if joined and isinstance(piece, str) and isinstance(joined[-1], str):
+                joined[-1] += piece
+            else:
+                joined.append(piece)
         return joined
 
 
@@ -199,6 +202,9 @@ def check_messages(messages: list[Message]) -> None:
             raise ValueError(f"message {i} has the unknown role {role!r}: use one of {', '.join(ROLES)}")
         if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
             raise ValueError(f"message {i} ({role}) has content of type {type(content).__name__}: it must be a string")
+        for key, owner in _OWNERS.items():
+            if message.get(key) and role != owner:
+                raise ValueError(f"message {i} ({role}) has {key}, which only the role {owner} may have: move it there")
 
 
 def check_text(text: str) -> None:
@@ -215,17 +221,19 @@ def check_text(text: str) -> None:
 def split_reasoning(text: str) -> tuple[str, str]:
     """(reasoning, answer) of a model's reply `<think>reasoning</think><answer>answer</answer>`.
 
-    Every tag may be missing, as in a reply that is plain or still growing: text in front of `</think>` is reasoning
-    (all of it while `<think>` is open), the rest is the answer.
+    Any tag may be missing, as in a plain reply or one that is still growing: while `<think>` is open, everything is
+    reasoning; without `<think>`, what stands before `</think>` is; the rest is the answer.
     """
-    head, opened, rest = text.partition("<think>")
-    if opened and head.strip():
-        return "", text.strip()  # the tag is quoted in the middle of an answer
-    reasoning, closed, answer = (rest if opened else head).partition("</think>")
+    before, opened, inside = text.partition("<think>")
+    if opened and before.strip():  # a plain reply that talks about the tag
+        return "", text.strip()
+    reasoning, closed, answer = (inside if opened else text).partition("</think>")
     if not closed:
         reasoning, answer = (reasoning, "") if opened else ("", reasoning)
-    answer = answer.strip().removeprefix("<answer>").removesuffix("</answer>")
-    return reasoning.strip(), answer.strip()
+    answer = answer.strip()
+    if answer.startswith("<answer>"):
+        answer = answer.removeprefix("<answer>").partition("</answer>")[0]
+    return reasoning.strip(), answer.removesuffix("</answer>").strip()
 
 
 def _json_list(message: Message, key: str) -> list[dict]:

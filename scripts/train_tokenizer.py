@@ -1,6 +1,6 @@
 """Train a byte-level BPE tokenizer for Chinese and English on your own data.
 
-    python scripts/train_tokenizer.py --data_path dataset/pretrain_hq.jsonl dataset/sft_mini_512.jsonl
+    python scripts/train_tokenizer.py --data_path dataset/pretrain_hq.jsonl dataset/sft_mini_512.jsonl --weights 7 1
 
 Reads   jsonl files of any stage: {"text"}, {"conversations"} or {"chosen", "rejected"}
 Writes  a directory that `AutoTokenizer.from_pretrained` loads (default out/tokenizer)
@@ -14,28 +14,29 @@ One text in fifty is held out (by its hash, so it is never trained on) and shows
 import argparse
 import hashlib
 import heapq
-import inspect
 import json
 import random
 import re
 import sys
-import textwrap
+import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+REPO_ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPO_ROOT))
+
 from model.chat_format import CONTROL_TOKENS, RESERVED_TOKENS, SPECIAL_TOKENS, ChatFormat  # noqa: E402
 
-SHIPPED = Path(__file__).resolve().parents[1] / "model" / "minimind_tokenizer"
+SHIPPED_DIR = REPO_ROOT / "model" / "minimind_tokenizer"
 HELDOUT_ONE_IN = 50
-HELDOUT_BYTES = 2_000_000  # per file and language, enough for three digits
+HELDOUT_BYTES = 2_000_000  # of each file and language: enough for three digits
 
 
-def read_texts(path: Path) -> Iterator[str]:
-    """The texts of one jsonl file as the model sees them: a message comes behind its role. Raises ValueError."""
+def read_texts(path: Path) -> Iterator[tuple[str | None, str]]:
+    """(role, text) of each message of a jsonl file, (None, text) of plain texts. Raises ValueError for a bad line."""
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -43,15 +44,18 @@ def read_texts(path: Path) -> Iterator[str]:
             try:
                 record = json.loads(line)
                 if "text" in record:
-                    yield record["text"]
-                    continue
-                for key in ("conversations", "chosen", "rejected"):
-                    for message in record.get(key, []):
-                        if message["content"]:
-                            yield f"{message['role']}\n{message['content']}"
-            except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-                raise ValueError(f"{path}, line {number}: {error!r}; expected a record with text, conversations or "
-                                 "chosen and rejected") from error
+                    found = [(None, record["text"])]
+                else:
+                    keys = ["conversations"] if "conversations" in record else ["chosen", "rejected"]
+                    found = [(message["role"], message["content"] or "") for key in keys for message in record[key]]
+                if not all(isinstance(text, str) for _, text in found):
+                    raise TypeError("a text is not a string")
+            except (json.JSONDecodeError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{path}, line {number}: {type(error).__name__}: {error}. Each line must be an object with text, "
+                    "with conversations, or with chosen and rejected; correct or remove this line"
+                ) from error
+            yield from found
 
 
 def is_heldout(text: str) -> bool:
@@ -59,12 +63,12 @@ def is_heldout(text: str) -> bool:
 
 
 def language(text: str) -> str:
-    """'zh' or 'en', by the bytes per character: a Chinese character takes three, an English one a single byte."""
+    """'zh' or 'en', by the bytes per character: three for a Chinese one, one for an English one."""
     return "zh" if len(text.encode()) > 1.4 * len(text) else "en"
 
 
 class ByteSample:
-    """A uniform random sample of a stream, as many texts as fit in `max_bytes` (bottom-k sampling by random keys)."""
+    """A uniform random sample of a stream of texts, as many as fit in `max_bytes` (the ones with the least keys)."""
 
     def __init__(self, max_bytes: float, rng: random.Random):
         self.max_bytes, self.rng = max_bytes, rng
@@ -80,32 +84,56 @@ class ByteSample:
         return [text for _, text in self.heap]
 
 
-def sample_texts(paths: list[Path], max_mb: float, english_share: float, seed: int) -> tuple[list[str], dict]:
-    """(training texts, held-out texts by file name and language), in one pass that holds no more than the sample.
+def sample_texts(
+    paths: list[Path], max_mb: float, weights: list[float] | None = None, english_share: float = 0.46, seed: int = 42
+) -> tuple[list[str], dict[str, list[str]]]:
+    """(training texts, held-out texts by group), in one pass that holds no more than the sample in memory.
 
-    Each file gives an equal part, so that a large one does not drown a small one; of each part `english_share` is
-    English as far as the file has it.
+    The files' parts of the sample stand in the ratio of `weights` (equal by default) whatever their sizes, and
+    `english_share` of each part is English as far as the file has it. Messages are trained on as the model sees them,
+    behind their role; of the held-out ones only answers are measured.
     """
     rng = random.Random(seed)
+    weights = weights or [1.0] * len(paths)
     shares = {"zh": 1 - english_share, "en": english_share}
     train, heldout = [], {}
-    for path in paths:
-        samples = {name: ByteSample(share * max_mb * 1e6 / len(paths), rng) for name, share in shares.items()}
-        tests = {name: ByteSample(HELDOUT_BYTES, rng) for name in shares}
-        for text in read_texts(path):
-            (tests if is_heldout(text) else samples)[language(text)].add(text)
+    for path, weight in zip(paths, weights, strict=True):
+        part = weight / sum(weights) * max_mb * 1e6
+        kept = {name: ByteSample(share * part, rng) for name, share in shares.items()}
+        unseen = {name: ByteSample(HELDOUT_BYTES, rng) for name in shares}
+        for role, text in read_texts(path):
+            if not is_heldout(text):
+                kept[language(text)].add(f"{role}\n{text}" if role else text)
+            elif role in (None, "assistant"):
+                unseen[language(text)].add(text)
         for name in shares:
-            train += samples[name].texts()
-            heldout[f"{path.name} {name}"] = tests[name].texts()
-            print(f"{path.name} {name}: {samples[name].n_bytes / 1e6:.1f} MB to train on", flush=True)
+            train += kept[name].texts()
+            heldout[f"{path.name} {name}"] = unseen[name].texts()
+            print(f"{path.name}: {kept[name].n_bytes / 1e6:.1f} MB of {name} to train on", flush=True)
+    return train, heldout
+
+
+def sample_code(max_mb: float) -> tuple[list[str], list[str]]:
+    """(training, held-out) Python source, from the standard library that every machine has: short modules first.
+
+    Chat data has hardly any indented code, and without some the tokenizer would spend a token on every blank.
+    """
+    train, heldout, n_bytes = [], [], 0
+    for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"), key=lambda path: path.stat().st_size):
+        text = path.read_text(encoding="utf-8")
+        if is_heldout(path.name) or path.name == "argparse.py":
+            heldout.append(text)
+        elif n_bytes < max_mb * 1e6:
+            train.append(text)
+            n_bytes += len(text.encode())
     return train, heldout
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int = 6400, max_token_bytes: int = 24) -> Tokenizer:
     """Byte-level BPE of exactly `vocab_size` entries, special tokens first. Raises ValueError if the texts are too few.
 
-    Digits stay single: numbers then look alike to the model wherever they stand. No token is longer than
-    `max_token_bytes`: longer ones are phrases of one source, rarely seen and hence badly trained.
+    Digits stay single, so that a number looks the same wherever it stands. No token is longer than `max_token_bytes`
+    (eight Chinese characters): longer ones are stock phrases of one source, which waste entries elsewhere.
     """
     smallest = len(SPECIAL_TOKENS) + 256
     if not smallest < vocab_size <= 65536:
@@ -113,7 +141,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 6400, max_token_byte
             f"vocab_size is {vocab_size}: it must be above {smallest} (special tokens and bytes) and at most 65536 "
             "(the token cache stores 16 bits)"
         )
-    tokenizer = Tokenizer(models.BPE(unk_token=None))
+    tokenizer = Tokenizer(models.BPE())
+    # Digits, then GPT-2's regex: llama.cpp knows this pair by the name "smollm".
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
@@ -124,30 +153,24 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 6400, max_token_byte
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         max_token_length=max_token_bytes,
     )
-    # Were a special token's text in the corpus, merges could grow into it and plain text could forge it.
+    # If a special token's text were in the corpus, merges could lead to it and plain text could forge it.
     special = re.compile("|".join(map(re.escape, SPECIAL_TOKENS)))
     tokenizer.train_from_iterator((piece for text in texts for piece in special.split(text)), trainer)
     if tokenizer.get_vocab_size() != vocab_size:
         raise ValueError(
-            f"the texts give only {tokenizer.get_vocab_size()} of {vocab_size} entries: train on more text "
-            "or ask for a smaller --vocab_size"
+            f"the texts give only {tokenizer.get_vocab_size()} of {vocab_size} entries: use more text (--data_path, "
+            "--max_mb) or a smaller --vocab_size"
         )
-    # Tags are part of what the model says, so decoding shows them; control tokens it hides.
-    control = (*CONTROL_TOKENS, *RESERVED_TOKENS)
-    tokenizer = Tokenizer.from_str(_without_added_tokens(tokenizer))
-    tokenizer.add_tokens(
-        [AddedToken(token, special=token in control, normalized=False) for token in SPECIAL_TOKENS]
-    )
+    # The trainer marks all of them special, but tags belong to what the model says: decoding must show them.
+    tokenizer = Tokenizer.from_str(json.dumps({**json.loads(tokenizer.to_str()), "added_tokens": []}))
+    hidden = CONTROL_TOKENS + RESERVED_TOKENS
+    tokenizer.add_tokens([AddedToken(token, special=token in hidden, normalized=False) for token in SPECIAL_TOKENS])
     return tokenizer
 
 
-def _without_added_tokens(tokenizer: Tokenizer) -> str:
-    return json.dumps({**json.loads(tokenizer.to_str()), "added_tokens": []})
-
-
 def save_tokenizer(tokenizer: Tokenizer, out_dir: Path) -> None:
-    """Writes the files that transformers (4.57 and 5), vLLM and llama.cpp read."""
-    template = (SHIPPED / "chat_template.jinja").read_text(encoding="utf-8")
+    """Writes the files that transformers (4.57 and 5) and the tools around it read."""
+    template = (SHIPPED_DIR / "chat_template.jinja").read_text(encoding="utf-8")
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "unk_token": "<unk>",
@@ -156,7 +179,6 @@ def save_tokenizer(tokenizer: Tokenizer, out_dir: Path) -> None:
         "eos_token": "</s>",
         "add_bos_token": False,
         "add_eos_token": False,
-        "add_prefix_space": False,
         "clean_up_tokenization_spaces": False,
         "model_max_length": 32768,
     }
@@ -166,33 +188,79 @@ def save_tokenizer(tokenizer: Tokenizer, out_dir: Path) -> None:
     (out_dir / "chat_template.jinja").write_text(template, encoding="utf-8")
 
 
-def code_texts() -> list[str]:
-    """Python source that every machine has: four modules of the standard library."""
-    return [inspect.getsource(module) for module in (argparse, heapq, json, textwrap)]
-
-
 def report(tokenizer: PreTrainedTokenizerFast, heldout: dict[str, list[str]]) -> list[str]:
-    """Lines about the vocabulary, the compression of each group of texts, and whether every text comes back."""
+    """Lines about the vocabulary, and about each group of texts: compression, byte pieces, round trip."""
     chat_format = ChatFormat(tokenizer)
-    token_bytes = [tokenizer.backend_tokenizer.decoder.decode([t]) for t in tokenizer.convert_ids_to_tokens(range(len(tokenizer)))]
-    han = [token for token in token_bytes if re.search("[\u3400-\u9fff]", token)]
-    single = [token for token in han if len(token) == 1]
-    lines = [f"vocabulary: {len(tokenizer)} entries, {len(han)} with Han characters, {len(single)} single Han characters"]
-    pieces = [i for i, token in enumerate(token_bytes) if "\ufffd" in token]
-    longest = sorted(token_bytes, key=len, reverse=True)[:10]
-    lines.append(f"longest tokens: {longest}")
-    lines.append(f"{'held-out text':32}{'MB':>7}{'bytes/token':>13}{'chars/token':>13}{'part characters':>17}{'round trip':>12}")
-    piece_set = set(pieces)
-    for name, texts in heldout.items():
-        if not texts:
-            continue
+    shown = [tokenizer.decode([i]) for i in range(len(tokenizer))]
+    pieces = {i for i, text in enumerate(shown) if "\ufffd" in text}  # tokens that are no whole characters
+    han = [text for text in shown if re.search("[\u3400-\u9fff]", text)]
+    lines = [
+        f"{len(tokenizer)} entries: {len(han)} with Han characters ({sum(len(text) == 1 for text in han)} of them "
+        f"one character), {len(pieces)} with parts of characters",
+        f"longest tokens: {' '.join(map(repr, sorted(shown[len(SPECIAL_TOKENS) :], key=len)[-10:]))}",
+        f"longest with Han characters: {' '.join(sorted(han, key=len)[-10:])}",
+        f"{'held-out text':28}{'MB':>8}{'bytes/token':>13}{'chars/token':>13}{'byte pieces':>13}{'round trip':>12}",
+    ]
+    for group, texts in heldout.items():
         encoded = [ids[1:-1] for ids in chat_format.encode_texts(texts)]
         n_tokens = sum(map(len, encoded))
+        if not n_tokens:
+            continue
         n_bytes, n_chars = sum(len(text.encode()) for text in texts), sum(map(len, texts))
-        broken = sum(i in piece_set for ids in encoded for i in ids) / n_tokens
-        same = all(tokenizer.decode(ids) == text for ids, text in zip(encoded, texts, strict=True))
+        n_pieces = sum(i in pieces for ids in encoded for i in ids)
+        exact = sum(tokenizer.decode(ids) == text for ids, text in zip(encoded, texts, strict=True))
         lines.append(
-            f"{name:32}{n_bytes / 1e6:7.2f}{n_bytes / n_tokens:13.3f}{n_chars / n_tokens:13.3f}{broken:17.2%}"
-            f"{'yes' if same else 'NO':>12}"
+            f"{group:28}{n_bytes / 1e6:8.2f}{n_bytes / n_tokens:13.3f}{n_chars / n_tokens:13.3f}"
+            f"{n_pieces / n_tokens:13.2%}{'all' if exact == len(texts) else f'{exact}/{len(texts)}':>12}"
         )
     return lines
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    default = [Path("./dataset/pretrain_hq.jsonl")]
+    add("--data_path", nargs="+", type=Path, default=default, metavar="FILE", help="jsonl files (default: %(default)s)")
+    add("--weights", nargs="+", type=float, help="parts of the sample the files give, e.g. 7 1 (default: equal ones)")
+    add("--out_dir", type=Path, default=Path("out/tokenizer"), help="directory to write (default: %(default)s)")
+    add("--overwrite", action="store_true", help="replace the tokenizer that is in --out_dir")
+    add("--vocab_size", type=int, default=6400, help="entries, 16 special tokens and 256 bytes included (%(default)s)")
+    add("--max_mb", type=float, default=50, help="size of the sample; the default %(default)s takes some minutes")
+    add("--english_share", type=float, default=0.46, help="share of English in the sample (%(default)s)")
+    add("--code_share", type=float, default=0.006, help="Python source on top, as a share of the sample (%(default)s)")
+    add("--max_token_bytes", type=int, default=24, help="longest token; a Chinese character is 3 bytes (%(default)s)")
+    add("--seed", type=int, default=42, help="decides which texts are sampled (%(default)s)")
+    args = parser.parse_args(argv)
+    for name in ("english_share", "code_share"):
+        if not 0 <= getattr(args, name) <= 1:
+            parser.error(f"--{name} is {getattr(args, name)}: it must be between 0 and 1")
+    if args.weights and (len(args.weights) != len(args.data_path) or min(args.weights) <= 0):
+        parser.error(
+            f"--weights is {args.weights}: give one positive number for each of the {len(args.data_path)} files"
+        )
+    for path in args.data_path:
+        if not path.is_file():
+            parser.error(f"{path} does not exist: download it as README.md says, or try dataset/sample/pretrain.jsonl")
+    if (args.out_dir / "tokenizer.json").exists() and not args.overwrite:
+        parser.error(
+            f"{args.out_dir} already holds a tokenizer, and models trained with it need it: choose another --out_dir, "
+            "or add --overwrite"
+        )
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    try:
+        train, heldout = sample_texts(args.data_path, args.max_mb, args.weights, args.english_share, args.seed)
+        code, heldout["Python code"] = sample_code(args.code_share * args.max_mb)
+        tokenizer = train_tokenizer(train + code, args.vocab_size, args.max_token_bytes)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    save_tokenizer(tokenizer, args.out_dir)
+    print("\n".join(report(AutoTokenizer.from_pretrained(args.out_dir), heldout)))
+    print(f"written: {args.out_dir}")
+
+
+if __name__ == "__main__":
+    main()
