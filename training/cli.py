@@ -6,6 +6,9 @@ overrides defaults by keyword: ``stage_parser(__doc__, epochs=2, learning_rate=5
 
 import argparse
 import contextlib
+import importlib.util
+import math
+import os
 import sys
 from collections.abc import Iterator
 
@@ -13,6 +16,7 @@ from model.LMConfig import LMConfig
 
 DTYPES = ("bfloat16", "float16", "float32")
 LR_SCHEDULES = ("cosine", "upstream", "constant")
+TRACKERS = ("none", "wandb", "swanlab", "tensorboard")
 
 
 def parse_bool(text: str) -> bool:
@@ -28,6 +32,11 @@ def parse_bool(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"{text!r} is not a yes or a no: write True, False, 1 or 0")
 
 
+def parse_resume(text: str) -> bool | str:
+    """What ``parse_bool`` accepts, or ``auto``."""
+    return "auto" if text.strip().lower() == "auto" else parse_bool(text)
+
+
 def add_bool_flag(parser, *names: str, default: bool, help: str) -> None:
     """Add a boolean flag that accepts ``--flag``, ``--flag True``, ``--flag False`` and ``--flag 0/1``."""
     parser.add_argument(*names, type=parse_bool, nargs="?", const=True, default=default, metavar="BOOL", help=help)
@@ -38,6 +47,8 @@ class StageParser(argparse.ArgumentParser):
 
     def parse_args(self, args=None, namespace=None):
         parsed = super().parse_args(args, namespace)
+        if parsed.use_wandb and parsed.tracker == "none":
+            parsed.tracker = "wandb"
         if problems := find_problems(parsed):
             self.error("\n  ".join(["these flags cannot be used:", *problems]))
         return parsed
@@ -61,11 +72,30 @@ def find_problems(args: argparse.Namespace) -> list[str]:
         problems.append(f"--learning_rate {args.learning_rate}: must be greater than 0")
     if not 0 <= args.heldout_share < 0.5:
         problems.append(f"--heldout_share {args.heldout_share}: must be at least 0 and below 0.5")
+    problems += [
+        f"--{name} {value}: must be a finite number"
+        for name, value in vars(args).items()
+        if isinstance(value, float) and not math.isfinite(value)
+    ]
+    if args.tracker != "none" and not is_installed(args.tracker):
+        problems.append(f"--tracker {args.tracker}: the package is missing; pip install {args.tracker}")
+    if args.deepspeed and not is_installed("deepspeed"):
+        problems.append("--deepspeed: the package is missing; pip install deepspeed ninja")
+    if args.deepspeed and not os.path.isfile(args.deepspeed):
+        problems.append(f"--deepspeed {args.deepspeed}: no such file; configs/zero1.json, zero2, zero3 are shipped")
+    if args.deepspeed and args.dtype == "float16":
+        problems.append("--deepspeed with --dtype float16: only bfloat16 and float32 are supported")
     try:
         config_from(args)
     except ValueError as error:
         problems.append(str(error))
     return problems
+
+
+def is_installed(package: str) -> bool:
+    """True if a package can be imported. A mere folder of that name, like the logs in ./wandb, is none."""
+    found = importlib.util.find_spec(package)
+    return found is not None and found.origin is not None
 
 
 def stage_parser(description: str, **stage_defaults) -> StageParser:
@@ -137,6 +167,10 @@ def stage_parser(description: str, **stage_defaults) -> StageParser:
         group, "--use_compile", default=None, help="torch.compile the model; default: on for CUDA, off elsewhere"
     )
     group.add_argument("--threads", type=int, default=0, help="CPU threads; 0: PyTorch's choice")
+    group.add_argument(
+        "--deepspeed", default=None, metavar="JSON",
+        help="shard optimizer and weights with DeepSpeed ZeRO, e.g. configs/zero2.json; for models of 500M and more",
+    )  # fmt: skip
 
     group = parser.add_argument_group("logging and saving (intervals count optimizer steps)")
     group.add_argument(
@@ -152,16 +186,17 @@ def stage_parser(description: str, **stage_defaults) -> StageParser:
         default=500,
         help="steps between held-out evaluations and samples; 0: only at the end",
     )
-    add_bool_flag(
-        group,
-        "--resume",
-        "--from_resume",
-        default=False,
-        help="continue from the newest state in {out_dir}/checkpoints",
-    )
-    add_bool_flag(group, "--use_wandb", default=False, help="also log to wandb (offline with WANDB_MODE=offline)")
-    group.add_argument("--wandb_project", default="MiniMind", help="wandb project")
-    group.add_argument("--wandb_run_name", default=None, help="wandb run name; default: made from the flags")
+    group.add_argument(
+        "--resume", "--from_resume", type=parse_resume, nargs="?", const=True, default=False, metavar="BOOL|auto",
+        help="continue from the newest state in {out_dir}/checkpoints; auto: start anew if there is none",
+    )  # fmt: skip
+    group.add_argument(
+        "--tracker", choices=TRACKERS, default="none",
+        help="also log there; wandb and swanlab work offline (WANDB_MODE=offline, SWANLAB_MODE=local)",
+    )  # fmt: skip
+    add_bool_flag(group, "--use_wandb", default=False, help="the same as --tracker wandb")
+    group.add_argument("--wandb_project", default="MiniMind", help="project, for every tracker")
+    group.add_argument("--wandb_run_name", default=None, help="run name, for every tracker; default: the log's name")
 
     # Launchers append these; rank and world size really come from the environment (torchrun, deepspeed).
     parser.add_argument("--local_rank", "--local-rank", type=int, default=-1, help=argparse.SUPPRESS)

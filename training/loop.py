@@ -5,6 +5,8 @@ all ranks: every micro-batch adds the gradient of a *sum*, one all-reduce adds u
 So 8x1, 4x2 and 3+3+2 micro-batches, or one process and two, make the same update.
 
 The host never waits for the device inside a step: it reads a step's numbers while the device already works on the next.
+What can go wrong around it (signals, non-finite gradients, full disks, other processes) is in runtime.py, watch.py and
+saver.py.
 """
 
 import contextlib
@@ -19,15 +21,16 @@ from torch import Tensor, nn
 from dataset.batching import plan_batches, prefetch
 from model.loading import count_parameters
 
-from .checkpoint import Progress, Saver
+from .checkpoint import Progress
 from .cli import plain_errors
 from .evaluation import Evaluation
 from .inputs import Data
-from .optim import clip_and_step, lr_at, make_optimizer, set_lr
-from .report import Meter, Report, start_wandb
+from .optim import Updater, lr_at
+from .report import Meter, Report
 from .runtime import Run, stop_on_signals
-
-MAX_BAD_STEPS = 5
+from .saver import MAX_BAD_STEPS, Saver, resume_command
+from .trackers import start_tracker
+from .watch import Watch, memory_report, out_of_memory_advice
 
 
 def train(
@@ -36,98 +39,95 @@ def train(
     """Train ``model`` on ``data`` as the flags in ``args`` say; write weights, states to resume from, and the log.
 
     Args:
-        data: training.data.Data: units with ``lengths`` and ``collate(ids) -> micro-batch``, and a fingerprint.
+        data: training.inputs.Data: units with ``lengths`` and ``collate(ids) -> micro-batch``, and a fingerprint.
         loss_fn: (model, micro-batch) -> (loss sum, weight, metric sums); dividing by the weight gives the mean.
         weights: model -> the state dict that is saved for people (LoRA saves less than everything).
-    Raises: SystemExit after saving: with 128 + n when signal n stopped the run, with a message after MAX_BAD_STEPS
-        non-finite steps in a row (they have changed nothing, the weights before them are saved).
+    Raises: SystemExit: with 128 + n after saving when signal n stopped the run; with a message when steps keep failing,
+        when memory does not suffice, and when the final save failed.
     """
-    budget = tokens_per_batch(args.batch_size, data.train.lengths)
-    plans = [plan_batches(data.train.lengths, budget, args.seed, epoch) for epoch in range(args.epochs)]
-    window = args.accumulation_steps * run.world_size
-    epoch_steps = [math.ceil(len(plan) / window) for plan in plans]
-    total_steps = min(sum(epoch_steps), args.max_steps or sum(epoch_steps))
+    with stop_on_signals(run), out_of_memory_advice(args):
+        budget = tokens_per_batch(args.batch_size, data.train.lengths)
+        plans = [plan_batches(data.train.lengths, budget, args.seed, epoch) for epoch in range(args.epochs)]
+        window = args.accumulation_steps * run.world_size
 
-    model.to(run.device).train()
-    run.broadcast(model)
-    optimizer = make_optimizer(model, args.learning_rate, args.weight_decay)
-    scaler, progress, meter = run.make_scaler(), Progress(), Meter()
-    saver = Saver(run, args, model, optimizer, scaler, progress, weights, data.fingerprint)
-    if args.resume:
+        model.to(run.device).train()
+        run.broadcast(model)
+        memory = memory_report(run, args, model, loss_fn, data.train.collate, plans[0][0], budget)
+        updater = make_updater(run, args, model)
+        progress, meter = Progress(), Meter()
+        saver = Saver(run, args, model.config, updater, progress, weights, data.fingerprint)
         with plain_errors():
             saver.resume()
-    wandb = start_wandb(run, args, saver.run_name) if args.use_wandb else None
-    report = Report(run, args, saver.run_name, total_steps, progress.step, wandb)
-    report.line(f"LLM总参数量：{count_parameters(model) / 1e6:.3f} 百万")
-    report.line(
-        f"{run.device.type}, {str(run.dtype).removeprefix('torch.')}: {len(data.train)} sequences, {total_steps} steps "
-        f"of {args.accumulation_steps} micro-batches x {run.world_size} processes x {budget} tokens"
-    )
-    compiled = run.compile(model, args.use_compile)
-    unread, stopping = None, False  # numbers of the last step, still on the device
+        epoch_steps = count_steps(plans, window, progress)
+        total_steps = min(sum(epoch_steps), args.max_steps or sum(epoch_steps))
+        if progress.step >= total_steps:
+            run.log(f"this run is already complete: {saver.weights_path}")
+            return
 
-    def read_numbers() -> dict[str, float]:
-        """Fetch the last step's numbers from the device, count them, and give up when steps keep failing."""
-        nonlocal unread
-        if unread is None:
-            return {}
-        numbers, unread = meter.add(unread.tolist()), None
-        progress.count(numbers)
-        if numbers["skipped"]:
-            report.line(f"step {progress.step}: non-finite gradient, update skipped ({progress.skipped} so far)")
-        if progress.bad_streak >= MAX_BAD_STEPS:
-            saver.save()
-            saver.close()
-            raise SystemExit(
-                f"{MAX_BAD_STEPS} steps in a row had a non-finite gradient and changed nothing; the weights before "
-                f"them are in {saver.weights_path}. Lower --learning_rate {args.learning_rate} or use --dtype float32."
-            )
-        return numbers
+        tracker = start_tracker(run, args, saver.run_name, saver.tracker_id)
+        saver.tracker_id = tracker.id
+        report = Report(run, args, saver.run_name, total_steps, progress.step, tracker)
+        report.line(f"LLM总参数量：{count_parameters(model) / 1e6:.3f} 百万")
+        report.line(
+            f"{run.device.type}, {str(run.dtype).removeprefix('torch.')}: {len(data.train)} sequences, {total_steps} "
+            f"steps of {args.accumulation_steps} micro-batches x {run.world_size} processes x {budget} tokens"
+        )
+        report.line(memory)
+        watch = Watch(meter, progress, report)
 
-    if progress.step == total_steps:
-        run.log("this run is already complete")
-        return
-    with stop_on_signals(run):
         for micro_batches in steps_left(run, data.train.collate, plans, window, progress, meter, args.num_workers):
             lr = lr_at(progress.step, total_steps, args.learning_rate, args.warmup_iters, args.lr_schedule)
-            set_lr(optimizer, lr)
-            names, sums = add_gradients(run, compiled, loss_fn, micro_batches, scaler, scale=1 / budget)
+            names, sums = add_gradients(run, updater, loss_fn, micro_batches, scale=1 / budget)
             if not meter.names:
                 meter.names = [*run.from_main(names), "stop", "save", "grad_norm", "skipped"]
             if not names:
                 sums = torch.zeros(len(meter.names) - 4, device=run.device)
             wishes = torch.tensor([float(bool(run.stop_signal)), float(saver.is_time())], device=run.device)
-            sums = run.sum_gradients(model, torch.cat([sums, wishes]))
-            weight = sums[1].clamp(min=1)  # a step without anything supervised has gradient 0, not 0 / 0
-            norm, skipped = clip_and_step(optimizer, scaler, budget / weight, args.grad_clip)
+            sums, norm, skipped = updater.step(torch.cat([sums, wishes]), 1 / budget, lr)
 
-            numbers = read_numbers()  # of the step before: they have arrived, nobody waits
-            unread = torch.cat([sums, norm[None], skipped[None]])
+            watch.read()  # the step before: its numbers have arrived, nobody waits
+            watch.put(torch.cat([sums, norm[None], skipped[None]]))
             progress.step += 1
             report.step_done()
-            stopping = bool(numbers.get("stop"))
-            if progress.step % args.log_interval == 0 or progress.step == total_steps:
-                read_numbers()
+            is_last = progress.step == total_steps
+            if is_last or is_due(progress.step, args.log_interval):
+                watch.read()
                 report.log_step(progress, meter, lr, epoch_steps, total_steps)
-            if is_due(progress.step, args.eval_interval) or progress.step == total_steps:
-                read_numbers()
+            if is_last or (is_due(progress.step, args.eval_interval) and not watch.stop):
+                watch.read()
                 with meter.paused():
-                    evaluate(run, model, compiled, loss_fn, evaluation, report, progress.step, budget)
-            if is_due(progress.step, args.save_interval) or numbers.get("save"):
-                read_numbers()
+                    evaluate(run, updater.full_model(), loss_fn, evaluation, report, progress.step, budget)
+            if is_last or watch.stop or watch.is_failing:
+                break
+            if watch.save_due or is_due(progress.step, args.save_interval):
+                watch.read()
+                watch.save_due = False
                 with meter.paused():
                     saver.save()
-            if stopping or progress.step == total_steps:
-                break
-        read_numbers()
-        saver.save()
-        saver.close()
+        watch.read()
+        saver.save(final=True)
         report.close()
-    if stopping:
+        saver.close()
+    if watch.is_failing:
+        raise SystemExit(
+            f"{MAX_BAD_STEPS} steps in a row had a non-finite gradient and changed nothing; the weights before them "
+            f"are in {saver.weights_path}. Start a new run from them with --from_weight {saver.weights_path} and a "
+            f"--learning_rate below {args.learning_rate}, or continue in full precision with --resume --dtype float32."
+        )
+    if not is_last:
         run.log(f"stopped after step {progress.step} of {total_steps}; everything is saved. Continue with:")
-        run.log(f"  {saver.resume_command}")
+        run.log(f"  {resume_command()}")
         raise SystemExit(128 + (run.stop_signal or signal.SIGTERM))
     run.log(f"done: {saver.weights_path}  log: {report.path}")
+
+
+def make_updater(run: Run, args, model: nn.Module):
+    """What turns gradients into weights: AdamW on every rank, or DeepSpeed with the shards of ``--deepspeed``."""
+    if not args.deepspeed:
+        return Updater(run, args, model)
+    from .deepspeed import ZeroUpdater
+
+    return ZeroUpdater(run, args, model)
 
 
 def is_due(step: int, interval: int) -> bool:
@@ -138,6 +138,19 @@ def is_due(step: int, interval: int) -> bool:
 def tokens_per_batch(batch_size: int, lengths: np.ndarray) -> int:
     """Positions in a micro-batch: ``batch_size`` rows of mean length, and at least one of the longest."""
     return max(round(batch_size * float(lengths.mean())), int(lengths.max()) + 15)
+
+
+def count_steps(plans: list, window: int, progress: Progress) -> list[int]:
+    """Optimizer steps of each epoch. ``progress.step`` becomes the number of those before ``progress``'s place.
+
+    That changes it only if the run continues with another number of processes or micro-batches per step.
+    """
+    steps = [math.ceil(len(plan) / window) for plan in plans]
+    trained = min(progress.next_batch, len(plans[progress.epoch]))
+    done = math.ceil(trained / window)
+    steps[progress.epoch] = done + math.ceil((len(plans[progress.epoch]) - trained) / window)
+    progress.step = sum(steps[: progress.epoch]) + done
+    return steps
 
 
 def steps_left(
@@ -161,7 +174,7 @@ def steps_left(
         progress.next_batch = 0
 
 
-def add_gradients(run: Run, model, loss_fn, micro_batches: Iterator, scaler, scale: float) -> tuple[list[str], Tensor]:
+def add_gradients(run: Run, updater, loss_fn, micro_batches: Iterator, scale: float) -> tuple[list[str], Tensor]:
     """Forward and backward of this rank's micro-batches of one step; gradients add up in ``.grad``.
 
     ``scale`` multiplies the loss sums before the backward pass: float16 could not hold the gradient of a sum.
@@ -173,19 +186,17 @@ def add_gradients(run: Run, model, loss_fn, micro_batches: Iterator, scaler, sca
         counted = {"tokens": int(batch["lengths"].sum()), "positions": batch["input_ids"].numel()}
         batch = run.to_device(batch)
         with run.autocast():
-            loss, weight, metrics = loss_fn(model, batch)
-        scaler.scale(loss * scale).backward()
+            loss, weight, metrics = loss_fn(updater.model, batch)
+        updater.backward(loss * scale)
         values = {"loss": loss.detach(), "weight": weight, **counted, **metrics}
         numbers = torch.stack([torch.as_tensor(v, dtype=torch.float32, device=run.device) for v in values.values()])
         names, sums = list(values), numbers if not names else sums + numbers
     return names, sums
 
 
-def evaluate(
-    run: Run, model, compiled, loss_fn, evaluation: Evaluation, report: Report, step: int, budget: int
-) -> None:
-    """Held-out figures and sample answers, into the log; redraws the curve."""
-    measured = evaluation.measure(run, compiled, loss_fn, budget)
+def evaluate(run: Run, model, loss_fn, evaluation: Evaluation, report: Report, step: int, budget: int) -> None:
+    """Held-out figures and sample answers, into the log; redraws the curve. Other ranks wait for rank 0's answers."""
+    measured = evaluation.measure(run, model, loss_fn, budget)
     if measured:
         report.line("held-out " + " ".join(f"{name.removeprefix('heldout_')}:{v:.4f}" for name, v in measured.items()))
         report.record({"step": step, **measured})
@@ -193,3 +204,4 @@ def evaluate(
         for question, answer in evaluation.answers(model):
             report.line(f"👶: {question}\n🤖️: {answer}")
     report.plot()
+    run.barrier()

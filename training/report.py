@@ -1,4 +1,4 @@
-"""What a run tells: log lines, ``out/logs/<run>.jsonl``, a loss-curve PNG, a progress bar, and wandb if asked for."""
+"""What a run tells: log lines, ``out/logs/<run>.jsonl``, a loss-curve PNG, a progress bar, a tracker if asked for."""
 
 import contextlib
 import datetime
@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tqdm import tqdm
+
+from .trackers import NoTracker
 
 
 class Meter:
@@ -21,12 +23,14 @@ class Meter:
     def reset(self) -> None:
         """Start a new window."""
         self.sums: dict[str, float] = {}
-        self.steps, self.idle, self.waited, self.started = 0, 0.0, 0.0, time.perf_counter()
+        self.steps = self.skipped = 0
+        self.idle, self.waited, self.started = 0.0, 0.0, time.perf_counter()
 
     def add(self, values: list[float]) -> dict[str, float]:
         """Add one step's numbers, in the order of ``names``; returns them by name. A skipped step adds nothing."""
         numbers = dict(zip(self.names, values, strict=True))
         self.steps += 1
+        self.skipped += int(numbers["skipped"])
         if not numbers["skipped"]:
             for name, value in numbers.items():
                 self.sums[name] = self.sums.get(name, 0.0) + value
@@ -54,7 +58,7 @@ class Meter:
         plain = ("weight", "tokens", "positions", "stop", "save", "grad_norm", "skipped")
         return {
             **{name: value / weight for name, value in sums.items() if name not in plain},
-            "grad_norm": sums["grad_norm"] / steps,
+            "grad_norm": sums["grad_norm"] / max(self.steps - self.skipped, 1),
             "tokens_per_s": sums["tokens"] / seconds,
             "data_wait": self.waited / seconds,
             "padding": 1 - sums["tokens"] / positions,
@@ -65,21 +69,24 @@ class Meter:
 class Report:
     """The main process's log of one run; on other ranks every method does nothing.
 
-    Args: run: this process (training.runtime.Run); name: of the log files; wandb: what ``start_wandb`` returned.
+    A log that cannot be written any more (full disk) is told once and does not end the run.
+
+    Args: run: this process (training.runtime.Run); name: of the log files; tracker: see training/trackers.py.
     """
 
-    def __init__(self, run, args, name: str, total_steps: int, first_step: int = 0, wandb=None):
+    def __init__(self, run, args, name: str, total_steps: int, first_step: int = 0, tracker=None):
         self.active = run.is_main
         self.path = Path(args.out_dir) / "logs" / f"{name}.jsonl"
         if not self.active:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("a", encoding="utf-8")
+        self._file = self.path.open("ab", buffering=0)  # unbuffered: a kill loses no line
         self._bar = tqdm(
             total=total_steps, initial=first_step, unit="step", dynamic_ncols=True, disable=None, leave=False
         )
-        self._wandb = wandb
+        self._tracker = tracker or NoTracker()
         self._epochs = args.epochs
+        self._is_writable = True
         self.record({"event": "start", "time": time.strftime("%Y-%m-%dT%H:%M:%S"), "flags": vars(args)})
 
     def log_step(self, progress, meter: Meter, lr: float, epoch_steps: list[int], total_steps: int) -> None:
@@ -113,18 +120,19 @@ class Report:
             self._bar.update()
 
     def record(self, values: dict) -> None:
-        """Append one JSON line; numbers also go to wandb under the same keys."""
+        """Append one JSON line; numbers also go to the tracker under the same keys."""
         if not self.active:
             return
-        self._file.write(json.dumps(values, ensure_ascii=False) + "\n")
-        self._file.flush()
-        if self._wandb and "step" in values:
-            self._wandb.log({key: value for key, value in values.items() if key != "step"}, step=values["step"])
+        with self._disk_may_be_full():
+            self._file.write(json.dumps(values, ensure_ascii=False).encode() + b"\n")
+        if "step" in values:
+            self._tracker.log({key: value for key, value in values.items() if key != "step"}, step=values["step"])
 
     def plot(self) -> None:
         """Draw the loss curve beside the log, from the log: ``out/logs/<run>.png``."""
         if self.active:
-            plot_losses(self.path)
+            with self._disk_may_be_full():
+                plot_losses(self.path)
 
     def close(self) -> None:
         """Draw the curve a last time and close everything."""
@@ -132,23 +140,30 @@ class Report:
             self._bar.close()
             self.plot()
             self._file.close()
-            if self._wandb:
-                self._wandb.finish()
+            self._tracker.finish()
 
-
-def start_wandb(run, args, name: str):
-    """A wandb run on the main process, or None elsewhere. WANDB_MODE=offline needs no account and no network."""
-    if not run.is_main:
-        return None
-    import wandb
-
-    return wandb.init(project=args.wandb_project, name=args.wandb_run_name or name, config=vars(args))
+    @contextlib.contextmanager
+    def _disk_may_be_full(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if self._is_writable:
+                self.line(f"!!! the log cannot be written: {error}; the run goes on without it")
+            self._is_writable = False
 
 
 def read_log(path: Path) -> list[dict]:
-    """The records of a log file."""
-    with Path(path).open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+    """The records of a log file; a line that was cut off by a kill or a full disk is left out."""
+    records = []
+    for line in Path(path).read_bytes().splitlines():
+        with contextlib.suppress(ValueError):
+            records.append(json.loads(line))
+    return records
+
+
+def series(records: list[dict], name: str) -> list[tuple[int, float]]:
+    """(step, value) of every record with this name, by step. Steps that a continued run repeated count once."""
+    return sorted({r["step"]: r[name] for r in records if name in r and "step" in r}.items())
 
 
 def plot_losses(log_path: Path) -> Path | None:
@@ -157,9 +172,7 @@ def plot_losses(log_path: Path) -> Path | None:
     from matplotlib.figure import Figure
 
     records = read_log(log_path)
-    trained = [(r["step"], r["loss"]) for r in records if "loss" in r]
-    heldout = [(r["step"], r["heldout_loss"]) for r in records if "heldout_loss" in r]
-    bits = [(r["step"], r["bits_per_byte"]) for r in records if "bits_per_byte" in r]
+    trained, heldout, bits = (series(records, name) for name in ("loss", "heldout_loss", "bits_per_byte"))
     if not trained and not heldout:
         return None
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")

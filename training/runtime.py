@@ -8,16 +8,24 @@ import contextlib
 import os
 import random
 import signal
+import socket
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from .cli import plain_errors
+
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+STEP_TIMEOUT = timedelta(seconds=45)  # inside a step: then a process that hangs or vanished ends the run everywhere
+WAIT_TIMEOUT = timedelta(hours=6)  # where one process may work long while others wait: caches, evaluations, compiling
+SECOND_CTRL_C = 1.0  # seconds: launchers hand one Ctrl-C on, so that it can arrive twice at the same moment
 
 
 @dataclass
@@ -28,6 +36,8 @@ class Run:
     dtype: torch.dtype
     rank: int = 0
     world_size: int = 1
+    local_rank: int = 0  # number of this process on its machine
+    step_group: dist.ProcessGroup | None = None  # the group whose collectives fail after STEP_TIMEOUT
     stop_signal: int = 0  # number of the signal that asked the run to stop, 0 while nobody did
 
     @property
@@ -60,35 +70,40 @@ class Run:
         return torch.compile(model, dynamic=True) if wanted else model
 
     def barrier(self) -> None:
-        """Wait for all processes."""
+        """Wait for all processes, however long they work."""
         if self.world_size > 1:
-            dist.barrier()
+            dist.all_reduce(torch.zeros(1))  # on the CPU: dist.barrier would pick the GPU
 
     @contextlib.contextmanager
     def main_first(self) -> Iterator[None]:
-        """Rank 0 runs the block alone, then the others do: one builds a cache that all read."""
-        if not self.is_main:
+        """Rank 0 runs the block alone, then the first process of every machine, then the rest.
+
+        One builds a cache that all read, whether the machines share a file system or not.
+        """
+        turn = 0 if self.is_main else 1 if self.local_rank == 0 else 2
+        for _ in range(turn):
             self.barrier()
         try:
             yield
         finally:
-            if self.is_main:
+            for _ in range(turn, 2):
                 self.barrier()
 
     def sum_over_ranks(self, tensor: Tensor) -> Tensor:
         """The sum of a tensor over all processes, in place; every process gets it."""
         if self.world_size > 1:
-            dist.all_reduce(tensor)
+            dist.all_reduce(tensor, group=self.step_group)
         return tensor
 
     def broadcast(self, model: nn.Module) -> None:
         """Make every replica equal to rank 0's, once, before the first step."""
         if self.world_size > 1:
+            self.barrier()
             for tensor in model.state_dict().values():
-                dist.broadcast(tensor, src=0)
+                dist.broadcast(tensor, src=0, group=self.step_group)
 
     def from_main(self, value):
-        """Rank 0's small Python object, on every process."""
+        """Rank 0's Python object, on every process."""
         if self.world_size == 1:
             return value
         box = [value]
@@ -173,23 +188,37 @@ def distributed_run(args) -> Iterator[Run]:
     """Set up this process (device, precision, process group, seeds) and tear it down again.
 
     Under a launcher (torchrun, deepspeed) the environment gives RANK and WORLD_SIZE; otherwise the run is one process.
-    Raises ValueError for a device that is not there.
+    A process that fails says who it is, then leaves without waiting for the others: they notice within STEP_TIMEOUT.
+    Raises SystemExit for a device that is not there.
     """
     if args.threads:
         torch.set_num_threads(args.threads)
-    device = choose_device(args.device)
+    with plain_errors():
+        device = choose_device(args.device)
     dtype, remark = choose_dtype(args.dtype, device)
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    run = Run(device, dtype, rank, world_size)
+    run = Run(device, dtype, rank, world_size, int(os.environ.get("LOCAL_RANK", 0)))
     if remark:
         run.log(remark)
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     if world_size > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=WAIT_TIMEOUT)
+        run.step_group = dist.new_group(backend=backend, timeout=STEP_TIMEOUT)
     seed_everything(args.seed, rank)
     try:
         yield run
+    except Exception as error:
+        if world_size > 1:
+            print(
+                f"rank {rank} of {world_size} on {socket.gethostname()} failed: {type(error).__name__}: {error}\n"
+                "A lost connection or a timeout means that another process died or hangs: its own message, or the "
+                "launcher's, says why. --resume continues from the last saved state.",
+                file=sys.stderr,
+                flush=True,
+            )
+        raise
     finally:
         if world_size > 1:
             dist.destroy_process_group()
@@ -197,14 +226,22 @@ def distributed_run(args) -> Iterator[Run]:
 
 @contextlib.contextmanager
 def stop_on_signals(run: Run) -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGUSR1 ask the loop to finish its step, save and leave; a second SIGINT leaves at once."""
+    """SIGINT, SIGTERM and SIGUSR1 ask the loop to finish its step, save and leave; a second Ctrl-C leaves at once.
+
+    Leaving at once is safe because files are written atomically. SIGUSR1 is what schedulers send before preemption
+    (``sbatch --signal=USR1@120``).
+    """
+    asked_at = -SECOND_CTRL_C
 
     def ask_to_stop(number: int, frame) -> None:
-        if run.stop_signal == signal.SIGINT == number:
-            raise KeyboardInterrupt
-        run.stop_signal = number
-        if number == signal.SIGINT and run.is_main:
-            print("\nfinishing this step, then saving (Ctrl-C again leaves at once)", file=sys.stderr, flush=True)
+        nonlocal asked_at
+        if run.stop_signal == signal.SIGINT == number and time.monotonic() - asked_at > SECOND_CTRL_C:
+            os._exit(128 + signal.SIGINT)
+        if not run.stop_signal:
+            run.stop_signal, asked_at = number, time.monotonic()
+            if run.is_main:  # os.write: print may be interrupted in its middle by this handler, and refuses then
+                name = signal.Signals(number).name
+                os.write(2, f"\n{name}: finishing this step, then saving (Ctrl-C again: leave at once)\n".encode())
 
     names = [name for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]  # Windows has no SIGUSR1
     previous = {name: signal.signal(getattr(signal, name), ask_to_stop) for name in names}

@@ -1,0 +1,211 @@
+"""Saves one run in the background, and finds the state that it continues from."""
+
+import os
+import shlex
+import shutil
+import sys
+import time
+import zlib
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+
+from model.loading import save_weights, weights_path
+
+from .checkpoint import (
+    CheckpointError,
+    Progress,
+    compare,
+    list_states,
+    random_state,
+    read_newest_state,
+    remove_leftovers,
+    set_aside,
+    set_random_state,
+    to_cpu,
+    write_state,
+)
+
+MAX_BAD_STEPS = 5
+
+
+class Saver:
+    """Weights and states of one run. The loop waits for the copy to memory, never for the disk.
+
+    A save that fails (full disk) is told loudly and the run goes on: the files of the save before are still whole.
+
+    Args:
+        updater: gives and takes model, optimizer and loss scale (training/optim.py).
+        weights: model -> the state dict saved for people.
+        data_fingerprint: identifies the content of the training data.
+    """
+
+    def __init__(self, run, args, config, updater, progress: Progress, weights, data_fingerprint: str):
+        self.run, self.args, self.updater, self.progress, self.weights = run, args, updater, progress, weights
+        self.weights_path = weights_path(args.out_dir, args.save_weight, config)
+        name = self.weights_path.relative_to(args.out_dir).with_suffix("")
+        self.directory = Path(args.out_dir) / "checkpoints" / name
+        self.run_name = f"{name.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        self.tracker_id: str | None = None
+        self.error: Exception | None = None  # why the last save failed
+        self.identity = {
+            **{name: value for name, value in vars(args).items() if is_plain(value)},
+            "config": {name: value for name, value in config.to_dict().items() if is_plain(value)},
+            "data": data_fingerprint,
+            "starting weights": starting_checksum(args, config),
+            "computed in": f"{run.dtype} on {run.device.type}",
+            "processes": run.world_size,
+        }
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._pending: Future | None = None
+        self._last_save = time.monotonic()
+        self._fresh = True  # nothing of this run is on disk yet
+
+    def is_time(self) -> bool:
+        """True on the main process when ``--save_minutes`` have passed since the last save."""
+        waited = (time.monotonic() - self._last_save) / 60
+        return self.run.is_main and self.args.save_minutes > 0 and waited >= self.args.save_minutes
+
+    def save(self, final: bool = False) -> None:
+        """Copy everything now, write it in the background: weights, then state. All ranks must call it.
+
+        While the save before is still being written, this one is left out, unless it is the final one: then wait.
+        """
+        random_states = self.run.gather(random_state(self.run.device))
+        parts, weights = self.updater.state(), self.weights(self.updater.full_model())
+        self._last_save = time.monotonic()
+        if not self.run.is_main:
+            return
+        if self._pending and (final or self._pending.done()):
+            self._pending.result()
+            self._pending = None
+        if self._pending is None:
+            state = {
+                **parts,
+                "progress": asdict(self.progress),
+                "random": random_states,
+                "identity": self.identity,
+                "run_name": self.run_name,
+                "tracker_id": self.tracker_id,
+            }
+            copy = to_cpu({"weights": weights, "state": state})
+            self._pending = self._thread.submit(self._write, copy["weights"], copy["state"])
+
+    def _write(self, weights: dict, state: dict) -> None:
+        try:
+            if self._fresh:
+                remove_leftovers(self.weights_path)
+                remove_leftovers(self.directory)
+            save_weights(weights, self.weights_path)
+            if self._fresh and (previous := set_aside(self.directory)):
+                self.run.log(f"{self.directory}: the states of an earlier run are now in {previous}")
+            write_state(self.directory, state)
+            self._fresh, self.error = False, None
+        except (OSError, RuntimeError) as error:  # torch.save turns a full disk into RuntimeError
+            self.error = error
+            self.run.log(
+                f"!!! NOT SAVED at step {state['progress']['step']}: {error}\n!!! {free_space(self.weights_path)}. "
+                "The files of the save before are whole. The run goes on and tries again at the next save: make room."
+            )
+
+    def resume(self) -> bool:
+        """Continue from the newest usable state if ``--resume`` says so; True if the run continues.
+
+        Rank 0 reads, so the other machines need not see its disk.
+        Raises: CheckpointError when there is none (``--resume auto`` starts anew then), or it is a different run's.
+        """
+        if not self.args.resume:
+            if self.run.is_main and list_states(self.directory):
+                self.run.log(
+                    f"{self.directory} holds states of an earlier run, which the first save sets aside; "
+                    "to continue that run instead, stop now and add --resume"
+                )
+            return False
+        state, problem = self.run.from_main(self._find() if self.run.is_main else None)
+        if problem:
+            raise CheckpointError(problem)
+        if state is None:
+            self.run.log(f"{self.directory}: no usable state, --resume auto starts anew")
+            return False
+        self.updater.load_state(state)
+        for name, value in state["progress"].items():
+            setattr(self.progress, name, value)
+        if self.progress.bad_streak >= MAX_BAD_STEPS:
+            self.progress.bad_streak = 0
+        self.run_name, self.tracker_id, self._fresh = state["run_name"], state["tracker_id"], False
+        if self.run.rank < len(state["random"]):
+            set_random_state(state["random"][self.run.rank], self.run.device)
+        self.run.log(f"continuing {self.directory} after step {self.progress.step}")
+        return True
+
+    def _find(self) -> tuple[dict | None, str | None]:
+        """The state to continue from, and why there can be none."""
+        remove_leftovers(self.directory)
+        remove_leftovers(self.weights_path)
+        state = read_newest_state(self.directory, self.updater.shapes, self.run.log)
+        if state is None:
+            optional = self.args.resume == "auto"
+            return None, None if optional else f"{self.directory}: no state to continue from; start without --resume"
+        try:
+            for line in compare(state["identity"], self.identity, self.directory, self.weights_path):
+                self.run.log(f"differs from the saved run: {line}")
+        except CheckpointError as error:
+            return None, str(error)
+        return state, None
+
+    def close(self) -> None:
+        """Wait until everything is on disk. Raises SystemExit if the last save failed."""
+        if self._pending:
+            self._pending.result()
+        self._thread.shutdown()
+        if self.error:
+            raise SystemExit(
+                f"the end of this run is not saved: {self.error}\nMake room, then redo the steps since the last good "
+                f"save with:\n  {resume_command()}"
+            )
+
+
+def is_plain(value) -> bool:
+    """True for values that a state can hold and compare: no tensors, dtypes or objects."""
+    if isinstance(value, dict):
+        return all(map(is_plain, value.values()))
+    return value is None or isinstance(value, (bool, int, float, str, list))
+
+
+def starting_checksum(args, config) -> str:
+    """Identifies the file of ``--from_weight``: another stage's result may have been replaced in the meantime."""
+    if args.from_weight == "none":
+        return "random"
+    is_file = args.from_weight.endswith(".pth")
+    path = Path(args.from_weight) if is_file else weights_path(args.out_dir, args.from_weight, config)
+    return f"{zlib.crc32(path.read_bytes()):08x}" if path.is_file() else "missing"
+
+
+def free_space(path: Path) -> str:
+    """``12.3 GB are free at out``."""
+    return f"{shutil.disk_usage(path.parent).free / 1e9:.1f} GB are free at {path.parent}"
+
+
+def resume_command() -> str:
+    """The command line that continues this run, in the form in which it was launched."""
+    words, given = [], iter(sys.argv)
+    for word in given:
+        name, _, _ = word.partition("=")
+        if name in ("--resume", "--from_resume"):
+            following = next(given, "") if word == name else ""
+            words += [following] if following.startswith("-") else []
+        elif name not in ("--local_rank", "--local-rank"):
+            words.append(word)
+    environment = os.environ
+    if "TORCHELASTIC_RUN_ID" in environment:
+        here, everywhere = environment["LOCAL_WORLD_SIZE"], environment["WORLD_SIZE"]
+        launcher = ["torchrun", "--nproc_per_node", here]
+        if here != everywhere:
+            address = f"{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}"
+            launcher += ["--nnodes", environment["GROUP_WORLD_SIZE"], "--node_rank", environment["GROUP_RANK"]]
+            launcher += ["--rdzv_backend", "c10d", "--rdzv_endpoint", address]
+    elif "CROSS_SIZE" in environment:  # set by the deepspeed launcher alone
+        launcher = ["deepspeed", "--num_gpus", environment["LOCAL_SIZE"]]
+    else:
+        launcher = ["python" if shutil.which("python") == sys.executable else sys.executable]
+    return shlex.join([*launcher, *words, "--resume"])
