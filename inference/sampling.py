@@ -1,7 +1,8 @@
 """From logits to the next token: repetition penalty, temperature, top-k, top-p, greedy.
 
-Pure functions on `logits` (B, V). All rows are treated at once and nothing here waits for the device: no `.item()`,
-no Python loop over rows or tokens. The order is that of Hugging Face's `generate`: penalty, temperature, top-k, top-p.
+Pure functions on `logits` (B, V). All rows are treated at once, and nothing here makes the host wait for an
+accelerator: no `.item()`, no Python loop over rows or tokens. The order is that of Hugging Face's `generate`: penalty,
+temperature, top-k, top-p.
 """
 
 from dataclasses import dataclass
@@ -89,11 +90,16 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
 
     Holtzman et al. 2020, arXiv:1904.09751, equation 2. A token goes when the likelier ones reach p without it.
     """
-    values, order = logits.sort(dim=-1, descending=True)
-    probs = values.softmax(dim=-1)
-    outside = probs.cumsum(dim=-1) - probs >= p
+    probs = logits.softmax(dim=-1)
+    candidates = V = logits.shape[-1]
+    if logits.device.type == "cpu":
+        # Tokens below (1-p)/V hold less than 1-p together, so the nucleus needs none of them, and sorting a few hundred
+        # is ten times faster than 6,400. On an accelerator sorting is cheap, and counting would make the host wait.
+        candidates = max(1, int((probs >= (1 - p) / V).sum(dim=-1).max()))
+    top, order = probs.topk(candidates, dim=-1)
+    outside = top.cumsum(dim=-1) - top >= p
     outside[:, 0] = False  # rounding must not empty the row
-    return logits.masked_fill(outside.scatter(1, order, outside), -torch.inf)
+    return logits.masked_fill(torch.ones_like(logits, dtype=torch.bool).scatter(1, order, outside), -torch.inf)
 
 
 def draw(logits: Tensor, generator: torch.Generator) -> Tensor:

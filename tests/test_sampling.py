@@ -119,10 +119,18 @@ def test_draw_follows_the_distribution():
 
 
 @pytest.mark.parametrize("kept", [0, 3, V - 1])
-def test_draw_never_leaves_the_kept_tokens(kept):
-    logits = torch.full((20_000, V), -torch.inf)
+@pytest.mark.parametrize("uniform", [0.0, 0.5, 1 - 2**-24])  # the ends of what torch.rand returns
+def test_draw_never_leaves_the_kept_tokens(monkeypatch, kept, uniform):
+    monkeypatch.setattr(torch, "rand", lambda *size, **options: torch.full(size, uniform))
+    logits = torch.full((1, V), -torch.inf)
     logits[:, kept] = 1.0
-    assert (draw(logits, make_generator(2, "cpu")) == kept).all()
+    assert draw(logits, make_generator(2, "cpu")).tolist() == [kept]
+
+
+def test_draw_stays_inside_the_vocabulary_whatever_the_rounding(monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda *size, **options: torch.full(size, 1 - 2**-24))
+    for seed in range(50):
+        assert draw(random_logits(seed), make_generator(0, "cpu")).max() < V
 
 
 def test_temperature_zero_is_greedy():
