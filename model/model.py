@@ -74,6 +74,7 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(config.dim, kv_dim, bias=False)
         self.v_proj = nn.Linear(config.dim, kv_dim, bias=False)
         self.o_proj = nn.Linear(config.dim, config.dim, bias=False)
+        self.o_proj.into_residual = True  # starts smaller: see _init_weights
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
 
@@ -97,6 +98,7 @@ class FeedForward(nn.Module):
         self.gate_proj = nn.Linear(config.dim, config.intermediate_size, bias=False)
         self.up_proj = nn.Linear(config.dim, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.dim, bias=False)
+        self.down_proj.into_residual = True  # starts smaller: see _init_weights
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -142,22 +144,20 @@ class MiniMindPreTrainedModel(PreTrainedModel):
         the tied embedding at dim 512 then starts with a loss of about ln V + 0.08; uncut it would be ln V + 0.10.
         """
 
-        def normal(weight: torch.Tensor, std: float = 0.02) -> None:
-            init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
-
-        residual_std = 0.02 / math.sqrt(2 * self.config.n_layers)
+        std = 0.02
+        residual_std = std / math.sqrt(2 * self.config.n_layers)
         if isinstance(module, nn.Linear | nn.Embedding | Router):
-            normal(module.weight)
+            _truncated_normal(module.weight, residual_std if hasattr(module, "into_residual") else std)
+        elif isinstance(module, Experts):
+            _truncated_normal(module.gate_proj, std)
+            _truncated_normal(module.up_proj, std)
+            _truncated_normal(module.down_proj, residual_std)
         elif isinstance(module, RMSNorm):
             init.ones_(module.weight)
-        elif isinstance(module, Attention):  # children come first, so this replaces what o_proj got above
-            normal(module.o_proj.weight, residual_std)
-        elif isinstance(module, FeedForward):
-            normal(module.down_proj.weight, residual_std)
-        elif isinstance(module, Experts):
-            normal(module.gate_proj)
-            normal(module.up_proj)
-            normal(module.down_proj, residual_std)
+
+
+def _truncated_normal(weight: torch.Tensor, std: float) -> None:
+    init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
 
 
 class MiniMindModel(MiniMindPreTrainedModel):

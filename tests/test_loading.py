@@ -1,0 +1,181 @@
+"""Weight files: round trip, atomic writing, and errors that say what to do."""
+
+import os
+import pickle
+
+import pytest
+import torch
+
+from model.LMConfig import LMConfig
+from model.loading import load_model, load_tokenizer, load_weights, save_weights, weights_path
+from model.model import MiniMindForCausalLM
+
+TINY = {"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "vocab_size": 97}
+
+
+def make_model(**changes) -> MiniMindForCausalLM:
+    return MiniMindForCausalLM(LMConfig(**{**TINY, **changes})).eval()
+
+
+def test_names():
+    assert str(weights_path("out", "full_sft", LMConfig())) == "out/full_sft_512.pth"
+    assert str(weights_path("out", "pretrain", LMConfig(dim=640, use_moe=True))) == "out/pretrain_640_moe.pth"
+
+
+@pytest.mark.parametrize("use_moe", [False, True])
+def test_round_trip(tmp_path, use_moe):
+    model = make_model(use_moe=use_moe)
+    path = tmp_path / "new" / "pretrain_32.pth"
+    save_weights(model.state_dict(), path)
+    loaded = load_model(model.config, path)
+    assert not loaded.training
+    ids = torch.arange(20).view(2, 10)
+    assert torch.equal(loaded(ids).logits, model(ids).logits)
+    assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+    assert os.listdir(path.parent) == [path.name]  # no temporary file left
+
+
+def test_file_holds_both_names_of_the_tied_matrix_once_in_float32(tmp_path):
+    model = make_model()
+    size = sum(parameter.numel() for parameter in model.parameters()) * 4
+    flat = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+    whole = model.state_dict()
+    whole["model.norm.weight"] = flat[-32:]  # a view into a large buffer must not drag the buffer along
+    save_weights({name: tensor.bfloat16() for name, tensor in whole.items()}, tmp_path / "half.pth")
+    save_weights(whole, tmp_path / "full.pth")
+    state = torch.load(tmp_path / "full.pth", weights_only=True)
+    assert state["lm_head.weight"].data_ptr() == state["model.embed_tokens.weight"].data_ptr()
+    assert os.path.getsize(tmp_path / "full.pth") < size + 20_000
+    half = torch.load(tmp_path / "half.pth", weights_only=True)
+    assert {tensor.dtype for tensor in half.values()} == {torch.float32}
+    load_weights(model, tmp_path / "half.pth")
+
+
+def test_half_precision_files_load(tmp_path):
+    model = make_model()
+    torch.save({name: tensor.half() for name, tensor in model.state_dict().items()}, tmp_path / "x.pth")
+    assert next(load_model(model.config, tmp_path / "x.pth").parameters()).dtype == torch.float32
+
+
+def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
+    model, path = make_model(), tmp_path / "x.pth"
+    save_weights(model.state_dict(), path)
+    before = path.read_bytes()
+
+    def disk_full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", disk_full)
+    with pytest.raises(OSError, match="No space left"):
+        save_weights(make_model().state_dict(), path)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["x.pth"]
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("pretrain_32.pth", "python train_pretrain.py --dim 32 --n_layers 2"),
+        ("full_sft_32.pth", "python train_full_sft.py --dim 32 --n_layers 2"),
+        ("rlhf_32.pth", "python train_dpo.py --dim 32 --n_layers 2"),
+        ("reason_32.pth", "python train_distill_reason.py --dim 32 --n_layers 2"),
+    ],
+)
+def test_missing_file_names_the_command_that_makes_it(tmp_path, name, command):
+    with pytest.raises(FileNotFoundError, match=f"{name} not found: run `{command}` first"):
+        load_weights(make_model(), tmp_path / name)
+
+
+def test_missing_moe_file_and_explicit_command(tmp_path):
+    with pytest.raises(FileNotFoundError, match="python train_full_sft.py --dim 32 --n_layers 2 --use_moe True"):
+        load_weights(make_model(use_moe=True), tmp_path / "full_sft_32_moe.pth")
+    with pytest.raises(FileNotFoundError, match="run `make quickstart` first"):
+        load_weights(make_model(), tmp_path / "x.pth", make_with="make quickstart")
+
+
+@pytest.mark.parametrize(
+    ("changes", "flags"),
+    [
+        ({"n_layers": 3}, "pass --n_layers 2"),
+        ({"dim": 64}, "pass --dim 32"),
+        ({"use_moe": True}, "pass --use_moe False"),
+        ({"dim": 64, "n_layers": 3}, "pass --dim 32 --n_layers 2"),
+    ],
+)
+def test_wrong_size_names_the_flags(tmp_path, changes, flags):
+    save_weights(make_model().state_dict(), tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=flags + "$"):
+        load_model(LMConfig(**{**TINY, **changes}), tmp_path / "x.pth")
+
+
+def test_other_differences_name_the_tensors(tmp_path):
+    save_weights(make_model().state_dict(), tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=r"k_proj.weight is \(16, 32\), not \(8, 32\).*n_kv_heads"):
+        load_model(LMConfig(**{**TINY, "n_kv_heads": 1}), tmp_path / "x.pth")
+    with pytest.raises(ValueError, match="q_norm.weight missing"):
+        load_model(LMConfig(**TINY, qk_norm=True), tmp_path / "x.pth")
+    save_weights({"tok_embeddings.weight": torch.zeros(97, 32)}, tmp_path / "y.pth")
+    with pytest.raises(ValueError, match="another layout.*tok_embeddings.weight"):
+        load_model(LMConfig(**TINY), tmp_path / "y.pth")
+
+
+def test_a_wrong_file_leaves_the_model_unchanged(tmp_path):
+    model = make_model()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state = make_model().state_dict()
+    del state["model.norm.weight"]
+    save_weights(state, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match="model.norm.weight missing"):
+        load_weights(model, tmp_path / "x.pth")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_untied_head_is_refused(tmp_path):
+    state = dict(make_model().state_dict())
+    state["lm_head.weight"] = state["lm_head.weight"] + 1
+    save_weights(state, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match="one matrix for both"):
+        load_weights(make_model(), tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("keep", [0, 3, 100, 0.5, 0.99])
+def test_truncated_file(tmp_path, keep):
+    path = tmp_path / "pretrain_32.pth"
+    save_weights(make_model().state_dict(), path)
+    content = path.read_bytes()
+    path.write_bytes(content[: keep if isinstance(keep, int) else int(len(content) * keep)])
+    with pytest.raises(ValueError, match="pretrain_32.pth is .*damaged.*python train_pretrain.py"):
+        load_weights(make_model(), path)
+
+
+def test_files_that_are_no_weights(tmp_path):
+    path = tmp_path / "x.pth"
+    path.write_bytes(os.urandom(1000))
+    with pytest.raises(ValueError, match="not a PyTorch weight file"):
+        load_weights(make_model(), path)
+    torch.save([1, 2, 3], path)
+    with pytest.raises(ValueError, match="not a state dict"):
+        load_weights(make_model(), path)
+
+
+class Payload:
+    """Unpickling this would create a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def test_code_in_a_file_does_not_run(tmp_path):
+    trap = tmp_path / "trap"
+    torch.save({"weight": Payload(trap)}, tmp_path / "x.pth", pickle_module=pickle)
+    with pytest.raises(ValueError, match="holds more than tensors"):
+        load_weights(make_model(), tmp_path / "x.pth")
+    assert not trap.exists()
+
+
+def test_missing_tokenizer(tmp_path):
+    with pytest.raises(FileNotFoundError, match="scripts/train_tokenizer.py"):
+        load_tokenizer(tmp_path)
