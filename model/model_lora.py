@@ -219,6 +219,7 @@ def _attach(model: nn.Module, adapters: dict[str, LowRank]) -> None:
             outer, _, own_name = path.rpartition(".")
             setattr(model.get_submodule(outer), own_name, parent)
         parent.lora[name] = adapter
+    model.train(model.training)  # new modules begin in training mode, with dropout
 
 
 # Files

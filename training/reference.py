@@ -4,6 +4,7 @@ The reference model of DPO never changes, so two numbers a pair replace its forw
 """
 
 import hashlib
+import pickle
 from pathlib import Path
 
 import torch
@@ -12,7 +13,6 @@ from torch import Tensor, nn
 from dataset.batching import plan_batches
 from model.loading import atomic_save
 
-from .checkpoint import DAMAGED
 from .inputs import Data
 from .losses import answer_logprobs
 from .runtime import Run
@@ -63,6 +63,6 @@ def _read(path: Path, run: Run) -> Tensor | None:
         return None
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except DAMAGED as error:
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         run.log(f"{path} cannot be read ({type(error).__name__}): computing it again")
         return None
