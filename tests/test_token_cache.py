@@ -114,8 +114,10 @@ def test_changed_content_of_same_size_and_time_is_noticed(write_jsonl, tmp_path,
     assert documents(cache) == chat_format.encode_texts(["bbbb"])
 
 
-def test_file_rewritten_at_once_is_noticed(write_jsonl, tmp_path, chat_format):
-    for letter in "abcdefgh":  # faster than the clock of the file system ticks
+def test_file_rewritten_within_a_tick_of_the_clock_is_noticed(write_jsonl, tmp_path, chat_format, monkeypatch):
+    stamp = token_cache._stamp(write_jsonl([{"text": "aaaa"}]))
+    monkeypatch.setattr(token_cache, "_stamp", lambda path: stamp)
+    for letter in "ab":
         path = write_jsonl([{"text": letter * 4}])
         cache = open_token_cache(path, "text", chat_format, tmp_path / "cache", log=quiet)
         assert documents(cache) == chat_format.encode_texts([letter * 4])
