@@ -37,6 +37,7 @@ SPECIAL_TOKENS = CONTROL_TOKENS + TAGS + RESERVED_TOKENS
 """In the order of their ids, 0 to 15."""
 
 _OWNERS = {"tools": "system", "tool_calls": "assistant", "reasoning_content": "assistant"}
+"""Extra keys of a message, and the only role that may have them."""
 
 Piece = str | int
 """A stretch of text still to encode, or a finished token id."""
@@ -48,6 +49,7 @@ class ChatFormat:
     def __init__(self, tokenizer: PreTrainedTokenizerFast):
         self.bos_id, self.eos_id = tokenizer.bos_token_id, tokenizer.eos_token_id
         self._template = tokenizer.chat_template or ""
+        self._vocab = tokenizer.get_vocab()
         self._control_ids = [i for i, token in tokenizer.added_tokens_decoder.items() if token.special]
         content = json.loads(tokenizer.backend_tokenizer.to_str())
         content.update(truncation=None, padding=None, post_processor=None)
@@ -72,13 +74,12 @@ class ChatFormat:
         An assistant's turn without any content has no span: there is nothing to learn from it.
         Raises ValueError for an empty conversation, an unknown role, or content that is not text.
         """
-        turns_of = []
         for i, messages in enumerate(conversations):
             try:
                 check_messages(messages)
-                turns_of.append([self._render(message) for message in messages])
             except ValueError as error:
                 raise ValueError(f"conversation {i} of this batch: {error}") from error
+        turns_of = [[self._render(message) for message in messages] for messages in conversations]
         texts = [piece for turns in turns_of for turn in turns for piece in turn if isinstance(piece, str)]
         encoded = iter(self._encode(texts))
         result = []
@@ -132,7 +133,9 @@ class ChatFormat:
     def token_bytes(self) -> np.ndarray:
         """(V,) int64: UTF-8 bytes each token stands for, 0 for control tokens; to turn a loss into bits per byte."""
         # One character of the byte-level alphabet is one byte, and tags are ASCII.
-        sizes = np.array([len(self._plain.id_to_token(i)) for i in range(self._plain.get_vocab_size())])
+        sizes = np.zeros(len(self._vocab), dtype=np.int64)
+        for token, i in self._vocab.items():
+            sizes[i] = len(token)
         sizes[self._control_ids] = 0
         return sizes
 
@@ -161,8 +164,6 @@ class ChatFormat:
         pieces = self._split((f"<think>\n{reasoning}\n</think>\n\n" if reasoning else "") + content)
         for i, call in enumerate(_json_list(message, "tool_calls")):
             call = call.get("function") or call
-            if "name" not in call or "arguments" not in call:
-                raise ValueError(f"a tool call needs name and arguments, this one has {sorted(call)}")
             arguments = call["arguments"] if isinstance(call["arguments"], str) else _dumps(call["arguments"])
             text = f'\n{{"name": {_dumps(call["name"])}, "arguments": {arguments}}}\n'
             pieces += ["\n" if content or i else "", *self._split("<tool_call>"), text, *self._split("</tool_call>")]
@@ -205,6 +206,10 @@ def check_messages(messages: list[Message]) -> None:
         for key, owner in _OWNERS.items():
             if message.get(key) and role != owner:
                 raise ValueError(f"message {i} ({role}) has {key}, which only the role {owner} may have: move it there")
+        _json_list(message, "tools")
+        for call in _json_list(message, "tool_calls"):
+            if not {"name", "arguments"} <= (call.get("function") or call).keys():
+                raise ValueError(f"message {i} ({role}): a tool call needs name and arguments, this one is {call}")
 
 
 def check_text(text: str) -> None:

@@ -25,19 +25,18 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-REPO_ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPO_ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from model.chat_format import CONTROL_TOKENS, RESERVED_TOKENS, SPECIAL_TOKENS, ChatFormat  # noqa: E402
+from model.chat_format import CONTROL_TOKENS, RESERVED_TOKENS, SPECIAL_TOKENS, ChatFormat, check_text  # noqa: E402
+from model.loading import TOKENIZER_DIR  # noqa: E402
 
-SHIPPED_DIR = REPO_ROOT / "model" / "minimind_tokenizer"
 HELDOUT_ONE_IN = 50
 HELDOUT_BYTES = 2_000_000  # of each file and language: enough for three digits
 
 
 def read_texts(path: Path) -> Iterator[tuple[str | None, str]]:
     """(role, text) of each message of a jsonl file, (None, text) of plain texts. Raises ValueError for a bad line."""
-    with open(path, encoding="utf-8") as file:
+    with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -48,9 +47,9 @@ def read_texts(path: Path) -> Iterator[tuple[str | None, str]]:
                 else:
                     keys = ["conversations"] if "conversations" in record else ["chosen", "rejected"]
                     found = [(message["role"], message["content"] or "") for key in keys for message in record[key]]
-                if not all(isinstance(text, str) for _, text in found):
-                    raise TypeError("a text is not a string")
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
+                for _, text in found:
+                    check_text(text)
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ValueError(
                     f"{path}, line {number}: {type(error).__name__}: {error}. Each line must be an object with text, "
                     "with conversations, or with chosen and rejected; correct or remove this line"
@@ -113,7 +112,7 @@ def sample_texts(
     return train, heldout
 
 
-def sample_code(max_mb: float) -> tuple[list[str], list[str]]:
+def sample_code(max_bytes: float) -> tuple[list[str], list[str]]:
     """(training, held-out) Python source, from the standard library that every machine has: short modules first.
 
     Chat data has hardly any indented code, and without some the tokenizer would spend a token on every blank.
@@ -123,7 +122,7 @@ def sample_code(max_mb: float) -> tuple[list[str], list[str]]:
         text = path.read_text(encoding="utf-8")
         if is_heldout(path.name) or path.name == "argparse.py":
             heldout.append(text)
-        elif n_bytes < max_mb * 1e6:
+        elif n_bytes < max_bytes:
             train.append(text)
             n_bytes += len(text.encode())
     return train, heldout
@@ -170,7 +169,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 6400, max_token_byte
 
 def save_tokenizer(tokenizer: Tokenizer, out_dir: Path) -> None:
     """Writes the files that transformers (4.57 and 5) and the tools around it read."""
-    template = (SHIPPED_DIR / "chat_template.jinja").read_text(encoding="utf-8")
+    template = (TOKENIZER_DIR / "chat_template.jinja").read_text(encoding="utf-8")
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "unk_token": "<unk>",
@@ -227,7 +226,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--vocab_size", type=int, default=6400, help="entries, 16 special tokens and 256 bytes included (%(default)s)")
     add("--max_mb", type=float, default=50, help="size of the sample; the default %(default)s takes some minutes")
     add("--english_share", type=float, default=0.46, help="share of English in the sample (%(default)s)")
-    add("--code_share", type=float, default=0.006, help="Python source on top, as a share of the sample (%(default)s)")
+    add("--code_share", type=float, default=0.0061, help="Python source on top, relative to the sample (%(default)s)")
     add("--max_token_bytes", type=int, default=24, help="longest token; a Chinese character is 3 bytes (%(default)s)")
     add("--seed", type=int, default=42, help="decides which texts are sampled (%(default)s)")
     args = parser.parse_args(argv)
@@ -253,7 +252,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     try:
         train, heldout = sample_texts(args.data_path, args.max_mb, args.weights, args.english_share, args.seed)
-        code, heldout["Python code"] = sample_code(args.code_share * args.max_mb)
+        n_bytes = sum(len(text.encode()) for text in train)
+        code, heldout["Python code"] = sample_code(args.code_share * n_bytes)
         tokenizer = train_tokenizer(train + code, args.vocab_size, args.max_token_bytes)
     except ValueError as error:
         sys.exit(f"error: {error}")

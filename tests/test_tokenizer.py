@@ -124,7 +124,7 @@ def run(*arguments):
 
 def test_train(corpus, tmp_path, capsys):
     out = tmp_path / "new"
-    options = ("--data_path", corpus, "--vocab_size", 600, "--max_mb", 1, "--code_share", 0.01)
+    options = ("--data_path", corpus, "--vocab_size", 600, "--max_mb", 1, "--code_share", 0.1)
     run(*options, "--out_dir", out)
     trained = AutoTokenizer.from_pretrained(out)
     assert len(trained) == 600 and trained.convert_tokens_to_ids(list(SPECIAL_TOKENS)) == list(range(16))
@@ -172,10 +172,13 @@ def test_bad_arguments(corpus, tmp_path, capsys, arguments, message):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("line", ["{", "[]", '{"other": 1}', '{"text": 3}', '{"conversations": [{"content": "x"}]}'])
+BAD_LINES = ["{", "[]", '{"other": 1}', '{"text": 3}', '{"text": "\\ud800"}', '{"conversations": [{"content": "x"}]}']
+
+
+@pytest.mark.parametrize("line", [*map(str.encode, BAD_LINES), b'{"text": "\xff"}'])
 def test_bad_line_is_named(tmp_path, line):
     path = tmp_path / "bad.jsonl"
-    path.write_text('{"text": "好"}\n' + line + "\n", encoding="utf-8")
+    path.write_bytes('{"text": "好"}\n'.encode() + line + b"\n")
     with pytest.raises(ValueError, match=r"bad.jsonl, line 2: .*correct or remove"):
         list(script.read_texts(path))
 
@@ -184,7 +187,7 @@ def test_heldout_texts_are_never_trained_on(corpus):
     train, heldout = script.sample_texts([corpus], max_mb=1)
     heldout = {text for texts in heldout.values() for text in texts}
     assert heldout and not heldout & set(train)
-    code, unseen = script.sample_code(0.1)
+    code, unseen = script.sample_code(100_000)
     assert code and unseen and not set(unseen) & set(code)
 
 
