@@ -1,0 +1,148 @@
+"""Training speed in real (non-padding) tokens per second: our data path and step against the plain padded loop.
+
+    python -m benchmarks.train_throughput --data_path dataset/sample/pretrain.jsonl
+    python -m benchmarks.train_throughput --data_path dataset/pretrain_hq.jsonl --dim 512 --n_layers 8 --rounds 5
+
+Three arms train the same network on the same texts from the same weights, in turn (A B C A B C ...) in one process:
+
+    plain         every text padded or cut to max_seq_len, batch of 8, float32, eager, logits everywhere, AdamW's loop
+    ours float32  batches of equal length and constant token budget, fused AdamW
+    ours          the same in the dtype that `--dtype bfloat16` chooses on this device
+
+Each arm takes its batches from one epoch of its own plan, the same number of *positions* per step; only real tokens
+are counted. Prints the median of the rounds, their range, and the ratio to the plain loop round by round.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from benchmarks.machine import describe_machine
+from dataset.batching import Sequences, plan_batches
+from dataset.token_cache import open_token_cache
+from model.chat_format import ChatFormat
+from model.LMConfig import LMConfig
+from model.loading import load_tokenizer
+from model.model import MiniMindForCausalLM
+from training.loop import add_gradients
+from training.losses import next_token_loss
+from training.optim import Updater
+from training.runtime import Run, choose_device, choose_dtype
+
+Step = Callable[[], int]
+
+
+def plain_step(run: Run, config: LMConfig, units: Sequences, batch_size: int, max_seq_len: int) -> Step:
+    """One optimizer step of the textbook loop; returns the real tokens it trained on."""
+    torch.manual_seed(0)
+    model = MiniMindForCausalLM(config).to(run.device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4, foreach=False)
+    order = np.random.default_rng(0).permutation(len(units))
+    rows = (order[i : i + batch_size] for i in range(0, len(order), batch_size))
+
+    def step() -> int:
+        ids = next(rows)
+        input_ids = torch.zeros(batch_size, max_seq_len, dtype=torch.int64)
+        targets = torch.full((batch_size, max_seq_len), -100)
+        for row, i in enumerate(ids):
+            start, length = int(units.starts[i]), int(units.lengths[i])
+            tokens = torch.from_numpy(units.tokens[start : start + length + 1].astype(np.int64))
+            input_ids[row, :length], targets[row, :length] = tokens[:-1], tokens[1:]
+        logits = model(input_ids.to(run.device)).logits
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten().to(run.device), ignore_index=-100)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return int(units.lengths[ids].sum())
+
+    return step
+
+
+def our_step(run: Run, config: LMConfig, units: Sequences, positions: int, use_compile: bool) -> Step:
+    """One optimizer step as training/loop.py makes it; returns the real tokens it trained on."""
+    torch.manual_seed(0)
+    flags = argparse.Namespace(learning_rate=5e-4, weight_decay=0.1, grad_clip=1.0, use_compile=use_compile)
+    updater = Updater(run, flags, MiniMindForCausalLM(config).to(run.device))
+    plan = iter(plan_batches(units.lengths, positions, seed=0, epoch=0))
+
+    def step() -> int:
+        batch = units.collate(next(plan))
+        _, sums = add_gradients(run, updater, next_token_loss, iter([batch]), scale=1 / positions)
+        updater.step(sums, 1 / positions, flags.learning_rate)
+        return int(batch["lengths"].sum())
+
+    return step
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def time_rounds(arms: dict[str, Step], rounds: int, steps: int, device: torch.device) -> Iterator[dict[str, float]]:
+    """Real tokens per second of every arm, one dict a round; the first round warms up and is not yielded."""
+    for count in range(rounds + 1):
+        rates = {}
+        for name, step in arms.items():
+            synchronize(device)
+            started = time.perf_counter()
+            tokens = sum(step() for _ in range(steps))
+            synchronize(device)
+            rates[name] = tokens / (time.perf_counter() - started)
+        if count:
+            yield rates
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_path", required=True, help="jsonl of texts: its lengths decide the padding")
+    parser.add_argument("--dim", type=int, default=512, help="width of the model")
+    parser.add_argument("--n_layers", type=int, default=8, help="number of blocks")
+    parser.add_argument("--batch_size", type=int, default=8, help="rows of the plain loop")
+    parser.add_argument("--max_seq_len", type=int, default=512, help="longest sequence in tokens")
+    parser.add_argument("--rounds", type=int, default=3, help="counted rounds after one for warm-up")
+    parser.add_argument("--steps", type=int, default=2, help="steps of each arm in a round")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
+    parser.add_argument("--compile", action="store_true", help="torch.compile our arms")
+    args = parser.parse_args(argv)
+
+    device = choose_device(args.device)
+    tokenizer = load_tokenizer()
+    config = LMConfig(dim=args.dim, n_layers=args.n_layers, vocab_size=len(tokenizer))
+    with tempfile.TemporaryDirectory() as cache_dir:
+        cache = open_token_cache(args.data_path, "text", ChatFormat(tokenizer), cache_dir, log=lambda line: None)
+        units = Sequences.from_cache(cache, args.max_seq_len)
+    positions = args.batch_size * args.max_seq_len
+    fast_dtype, remark = choose_dtype("bfloat16", device)
+    full, fast = Run(device, torch.float32), Run(device, fast_dtype)
+    arms = {
+        "plain": plain_step(full, config, units, args.batch_size, args.max_seq_len),
+        "ours float32": our_step(full, config, units, positions, args.compile),
+        "ours": our_step(fast, config, units, positions, args.compile),
+    }
+    print(describe_machine(device), remark)
+    print(
+        f"{args.data_path}: {len(units)} sequences, {units.lengths.mean():.0f} tokens on average, {positions} positions"
+    )
+    rounds = []
+    for rates in time_rounds(arms, args.rounds, args.steps, device):
+        rounds.append(rates)
+        print("  ".join(f"{name}: {rate:.0f}" for name, rate in rates.items()), flush=True)
+    print("\n| arm | real tokens/s, median (min-max) | ratio to plain, median (min-max) |\n|---|---|---|")
+    for name in arms:
+        rates, ratios = [r[name] for r in rounds], [r[name] / r["plain"] for r in rounds]
+        print(
+            f"| {name} | {statistics.median(rates):.0f} ({min(rates):.0f}-{max(rates):.0f}) "
+            f"| {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f}) |"
+        )
+
+
+if __name__ == "__main__":
+    main()
