@@ -18,8 +18,8 @@ from sample_data.reasoning import problems, reasoned
 from sample_data.tables import all_facts
 
 
-def questions(row: dict) -> tuple[str, ...]:
-    return tuple(message["content"] for message in row["conversations"] if message["role"] == "user")
+def questions(messages: list[dict]) -> list[str]:
+    return [message["content"] for message in messages if message["role"] == "user"]
 
 
 def make_files(seed: int) -> dict[str, list[dict]]:
@@ -38,10 +38,10 @@ def make_files(seed: int) -> dict[str, list[dict]]:
 
     persona, persona_heldout = single_turns(persona_facts(), 20, rng("persona"))
     # No file trains what another file's score asks, although both ask the model who it is.
-    asked = {questions(row) for row in heldout}
-    trained = {questions({"conversations": messages}) for messages in sft}
-    persona = [row for row in persona if questions(row) not in asked]
-    persona_heldout = [row for row in persona_heldout if questions(row) not in trained]
+    asked = {question for row in heldout for question in questions(row["conversations"])}
+    trained = {question for messages in sft for question in questions(messages)}
+    persona = [row for row in persona if asked.isdisjoint(questions(row["conversations"]))]
+    persona_heldout = [row for row in persona_heldout if trained.isdisjoint(questions(row["conversations"]))]
     # Some ordinary facts, so that the adapter learns who it is and nothing else.
     ordinary, order = split_questions([fact for fact in facts if fact.category != "identity"]), rng("persona order")
     persona += [{"conversations": turns((fact, ordinary[fact][0][0]))} for fact in order.sample(list(ordinary), 20)]

@@ -8,9 +8,14 @@ from .schema import Fact
 
 TRAINING_QUESTIONS_PER_FACT = 5
 # One fact in so many is also asked in a wording that no training file uses, or as the follow-up of another turn.
-UNSEEN_WORDING_EVERY = 6
+UNSEEN_WORDING_EVERY = 7
 FOLLOW_UP_EVERY = 8
 PRONOUN_EVERY = 8
+
+# Put before some training questions of the tables, so that an opening nobody foresaw does not confuse the model.
+OPENINGS_ZH = ("你好，", "帮帮我：", "再问一个：")
+OPENINGS_EN = ("Hello! ", "One more question. ")
+OPENINGS_SHARE = 0.2
 
 SYSTEM_PROMPTS = (
     "你是一个友好的小助手。",
@@ -68,6 +73,12 @@ def held_out_row(messages: list[dict], fact: Fact, category: str) -> dict:
     return {"conversations": messages, "answer": fact.answer_key, "category": category}
 
 
+def opened(question: str, rng: random.Random) -> str:
+    if rng.random() >= OPENINGS_SHARE:
+        return question
+    return rng.choice(OPENINGS_EN if question.isascii() else OPENINGS_ZH) + question
+
+
 def pretraining_texts(facts: list[Fact], rng: random.Random) -> list[str]:
     """Every statement alone, then short passages: facts about one subject, and facts of one table."""
     texts = [statement for fact in facts for statement in fact.statements]
@@ -105,7 +116,7 @@ def conversations(facts: list[Fact], rng: random.Random) -> tuple[list[list[dict
         questions = (
             known if len(known) <= TRAINING_QUESTIONS_PER_FACT else rng.sample(known, TRAINING_QUESTIONS_PER_FACT)
         )
-        training += [turns((fact, question)) for question in questions]
+        training += [turns((fact, opened(question, rng) if fact.follow_up else question)) for question in questions]
         held_out.append(held_out_row([user(unknown)], fact, fact.category))
     for i, fact in enumerate(facts):
         if i % UNSEEN_WORDING_EVERY == 0:

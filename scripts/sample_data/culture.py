@@ -1,4 +1,4 @@
-"""Festivals, solar terms, zodiac animals, food, games."""
+"""Festivals, solar terms, food, games."""
 
 from .schema import Questions, Relation
 
@@ -33,7 +33,7 @@ FESTIVAL_DATES = Relation(
     ),
     answer="{s}是{v}。",
     statements=("{s}是{v}。", "每年的{v}是{s}。", "{s}在每年的{v}。", "人们在{v}过{s}。"),
-    unseen=("日历上应该在哪一天写上{s}？",),
+    unseen=("{s}是每年的哪一天？",),
     answer_key="是{v}",
     follow_up="那{s}是哪一天呢？",
 )
@@ -52,7 +52,7 @@ FESTIVAL_FOODS = Relation(
     ),
     answer="{s}的时候，人们吃{v}。",
     statements=("{s}的时候，人们吃{v}。", "吃{v}是{s}的习俗。", "到了{s}，家家户户都吃{v}。", "{v}是{s}的传统食物。"),
-    unseen=("{s}快到了，妈妈会准备什么好吃的？",),
+    unseen=("{s}这一天大家都吃什么？",),
     answer_key="吃{v}",
     follow_up="那{s}吃什么呢？",
     pronoun="那一天吃什么？",
@@ -79,33 +79,9 @@ NEXT_SOLAR_TERM = Relation(
         "过了{s}，就到了{v}。",
         "二十四节气里，{s}后面是{v}。",
     ),
-    unseen=("今天是{s}，再过半个月左右是什么节气？",),
+    unseen=("{s}过后的节气叫什么？",),
     answer_key="是{v}",
     follow_up="那{s}之后呢？",
-)
-
-ZODIAC = Relation(
-    category="zodiac",
-    rows=tuple(zip("鼠牛虎兔龙蛇马羊猴鸡狗猪", "一 二 三 四 五 六 七 八 九 十 十一 十二".split(), strict=True)),
-    questions=(
-        "{s}在十二生肖中排第几？",
-        "十二生肖里{s}是第几个？",
-        "请问生肖{s}排第几？",
-        "你知道{s}在生肖中排第几吗？",
-        "生肖{s}的顺序是第几？",
-        "{s}排在十二生肖的第几位？",
-        "告诉我{s}在十二生肖中的位置。",
-    ),
-    answer="{s}在十二生肖中排第{v}。",
-    statements=(
-        "{s}在十二生肖中排第{v}。",
-        "十二生肖的第{v}个是{s}。",
-        "生肖{s}排在第{v}位。",
-        "十二生肖里，排第{v}的是{s}。",
-    ),
-    unseen=("如果十二生肖排队，{s}站在第几个？",),
-    answer_key="排第{v}。",
-    follow_up="那{s}排第几呢？",
 )
 
 CITY_FOODS = Relation(
@@ -135,9 +111,9 @@ CITY_FOODS = Relation(
     ),
     answer="{s}有名的美食是{v}。",
     statements=("{s}有名的美食是{v}。", "{s}市的美食有{v}。", "到了{s}，一定要尝尝{v}。", "{v}是{s}的特色美食。"),
-    unseen=("我第一次到{s}玩，推荐一种当地的吃的吧？",),
+    unseen=("{s}有哪种好吃的特色小吃？",),
     answer_key="是{v}",
-    follow_up="那{s}呢？",
+    follow_up="那{s}有什么美食呢？",
 )
 
 CULTURE_QUESTIONS = Questions(
@@ -218,4 +194,4 @@ CULTURE_QUESTIONS = Questions(
     ),
 )
 
-TABLES = (FESTIVAL_DATES, FESTIVAL_FOODS, NEXT_SOLAR_TERM, ZODIAC, CITY_FOODS, CULTURE_QUESTIONS)
+TABLES = (FESTIVAL_DATES, FESTIVAL_FOODS, NEXT_SOLAR_TERM, CITY_FOODS, CULTURE_QUESTIONS)

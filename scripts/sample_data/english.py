@@ -37,8 +37,8 @@ CAPITALS = Relation(
         "{v} is the capital city of the country called {s}.",
         "People know {v} as the capital of {s}.",
     ),
-    unseen=("If I fly to the capital of {s}, in which city do I land?",),
-    follow_up="And {s}?",
+    unseen=("Could you tell me what the capital of {s} is?",),
+    follow_up="And the capital of {s}?",
 )
 
 ELEMENT_SYMBOLS = Relation(
@@ -68,9 +68,9 @@ ELEMENT_SYMBOLS = Relation(
         "Chemists write {v} for {s}.",
         "The element {s} has the symbol {v}.",
     ),
-    unseen=("In a chemical formula, how is {s} written?",),
+    unseen=("What symbol do chemists use for {s}?",),
     answer_key="is {v}.",
-    follow_up="And {s}?",
+    follow_up="And the symbol of {s}?",
 )
 
 NEXT_MONTH = Relation(
@@ -103,7 +103,7 @@ NEXT_MONTH = Relation(
         "After {s} comes {v}.",
         "When {s} ends, {v} begins.",
     ),
-    unseen=("It is {s} now. What will the next month be?",),
+    unseen=("Which is the next month after {s}?",),
     answer_key="is {v}",
     follow_up="And after {s}?",
 )
@@ -137,9 +137,9 @@ OPPOSITES = Relation(
         'When we say "{s}", the opposite is "{v}".',
         '"{v}" is the opposite of "{s}".',
     ),
-    unseen=('Which word would you use to say the reverse of "{s}"?',),
+    unseen=('Which word has the opposite meaning of "{s}"?',),
     answer_key='is "{v}"',
-    follow_up='And "{s}"?',
+    follow_up='And the opposite of "{s}"?',
 )
 
 YOUNG_ANIMALS = Relation(
@@ -169,7 +169,7 @@ YOUNG_ANIMALS = Relation(
         "The baby of a {s} is called a {v}.",
         "We call a baby {s} a {v}.",
     ),
-    unseen=("Look at that little {s}! How do you name such a small one?",),
+    unseen=("Could you tell me what a young {s} is called?",),
     answer_key="a {v}.",
     follow_up="And a young {s}?",
 )

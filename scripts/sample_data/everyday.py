@@ -37,7 +37,7 @@ ANIMAL_CLASSES = Relation(
     ),
     answer="{s}属于{v}。",
     statements=("{s}属于{v}。", "{s}是一种{v}。", "在动物分类中，{s}是{v}。", "动物学家把{s}归为{v}。"),
-    unseen=("生物课上，老师会把{s}放进哪一类？",),
+    unseen=("{s}算是哪一类动物？",),
     answer_key="属于{v}",
     follow_up="那{s}呢？",
 )
@@ -234,12 +234,6 @@ PYTHON = Questions(
             ("Python的sorted函数把列表从小到大排好，sorted([3, 1, 2])的结果是[1, 2, 3]。",),
         ),
         (
-            ("Python怎么求一组数的和？", "用Python怎么把列表里的数加起来？"),
-            "在Python里用sum函数求和，例如：sum([1, 2, 3])",
-            "sum",
-            ("Python的sum函数把列表里的数加起来，sum([1, 2, 3])的结果是6。",),
-        ),
-        (
             ("Python怎么写注释？", "Python的注释用什么符号？"),
             "在Python里，井号#后面的文字是注释。",
             "#",
@@ -252,22 +246,10 @@ PYTHON = Questions(
             ("Python的max函数返回最大的数，max(3, 8)的结果是8。",),
         ),
         (
-            ("Python怎么求最小值？", "用Python怎么找出最小的数？"),
-            "在Python里用min函数求最小值，例如：min(3, 8)",
-            "min",
-            ("Python的min函数返回最小的数，min(3, 8)的结果是3。",),
-        ),
-        (
             ("Python怎么写循环？", "用Python怎么重复做一件事？"),
             "在Python里用for写循环，例如：for i in range(3): print(i)",
             "for i in range",
             ("for i in range(3)会让循环重复三次，i依次是0、1、2。",),
-        ),
-        (
-            ("Python怎么导入模块？", "用Python怎么使用别的模块？"),
-            "在Python里用import导入模块，例如：import math",
-            "import",
-            ("import是Python里导入模块的关键字，import math以后就能用数学函数。",),
         ),
     ),
 )

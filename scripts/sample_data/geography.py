@@ -64,7 +64,7 @@ COUNTRY_CAPITALS = Relation(
         "{s}把首都设在{v}。",
         "大家都知道，{v}是{s}的首都城市。",
     ),
-    unseen=("要去{s}的首都旅行，应该去哪座城市？", "请说出{s}首都的名字。"),
+    unseen=("请说出{s}首都的名字。", "{s}的首都城市叫什么？"),
     follow_up="那{s}的首都呢？",
     pronoun="它的首都是哪里？",
 )
@@ -104,7 +104,7 @@ COUNTRY_CONTINENTS = Relation(
     ),
     answer="{s}位于{v}。",
     statements=("{s}位于{v}。", "{s}是{v}的一个国家。", "{s}这个国家在{v}。", "从地图上看，{s}属于{v}。"),
-    unseen=("在世界地图上找{s}，应该看哪个洲？",),
+    unseen=("{s}这个国家属于世界上哪个大洲？",),
     answer_key="位于{v}",
     follow_up="那{s}在哪个洲呢？",
     pronoun="它在哪个洲？",
@@ -135,7 +135,7 @@ CURRENCIES = Relation(
     ),
     answer="{s}使用的货币是{v}。",
     statements=("{s}使用的货币是{v}。", "{v}是{s}的货币。", "在{s}买东西要用{v}。", "{s}的法定货币叫{v}。"),
-    unseen=("去{s}旅游之前，我应该换哪种钱？",),
+    unseen=("在{s}花的是什么货币？",),
     follow_up="那{s}用什么货币呢？",
     pronoun="它使用什么货币？",
 )
@@ -184,7 +184,7 @@ PROVINCE_CAPITALS = Relation(
         "{v}市是{s}的省会所在地。",
         "说到{s}的省会，那就是{v}。",
     ),
-    unseen=("要去{s}的省会出差，应该去哪座城市？", "请说出{s}省会的名字。"),
+    unseen=("请说出{s}省会的名字。", "{s}的省会城市叫什么？"),
     follow_up="那{s}的省会呢？",
     pronoun="它的省会是哪里？",
 )
@@ -218,7 +218,7 @@ PROVINCE_SHORT_NAMES = Relation(
     ),
     answer="{s}的简称是“{v}”。",
     statements=("{s}的简称是“{v}”。", "{s}简称“{v}”。", "“{v}”是{s}的简称。", "{s}的车牌以“{v}”字开头。"),
-    unseen=("如果用一个字来称呼{s}，是哪个字？",),
+    unseen=("{s}的一字简称是什么？",),
     answer_key="“{v}”",
     follow_up="那{s}的简称呢？",
     pronoun="它的简称是什么？",
@@ -253,7 +253,7 @@ LANDMARKS = Relation(
     ),
     answer="{s}位于{v}。",
     statements=("{s}位于{v}。", "{s}在{v}市。", "去{v}旅行的人常常去看{s}。", "{v}有著名的{s}。"),
-    unseen=("我想去参观{s}，应该先到哪座城市？",),
+    unseen=("要参观{s}得去哪座城市？",),
     answer_key="位于{v}",
     follow_up="那{s}在哪座城市呢？",
 )
@@ -271,7 +271,7 @@ GREAT_MOUNTAINS = Relation(
     ),
     answer="{s}是{v}。",
     statements=("{s}是{v}。", "{v}被称为{s}。", "五岳之中，{s}指的是{v}。", "中国五岳里的{s}就是{v}。"),
-    unseen=("爬山爱好者说的{s}是指哪座山？",),
+    unseen=("大家说的{s}是哪一座山？",),
     follow_up="那{s}呢？",
 )
 

@@ -35,9 +35,9 @@ EVENT_YEARS = Relation(
     ),
     answer="{s}是在{v}。",
     statements=("{s}是在{v}。", "{v}，{s}。", "历史书上写着，{v}{s}。", "{s}这件事发生在{v}。"),
-    unseen=("历史考试问：{s}是何年？",),
+    unseen=("{s}是公元哪一年的事情？",),
     answer_key="是在{v}",
-    follow_up="那{s}呢？",
+    follow_up="那{s}是哪一年呢？",
 )
 
 FOUNDERS = Relation(
@@ -63,7 +63,7 @@ FOUNDERS = Relation(
     ),
     answer="{s}的开国皇帝是{v}。",
     statements=("{s}的开国皇帝是{v}。", "{v}建立了{s}。", "{s}是由{v}建立的。", "{s}的第一个皇帝叫{v}。"),
-    unseen=("历史上是哪一位开创了{s}？",),
+    unseen=("{s}是哪一位皇帝建立的？",),
     follow_up="那{s}呢？",
 )
 
@@ -102,7 +102,7 @@ DISCOVERERS = Relation(
     ),
     answer="{s}的人是{v}。",
     statements=("{s}的人是{v}。", "{v}因为{s}而闻名。", "说到{s}，人们就会想到{v}。", "是{v}{s}的。"),
-    unseen=("课本里讲，历史上{s}的人名叫什么？",),
+    unseen=("历史上{s}的人是哪一位？",),
     answer_key="是{v}",
     follow_up="那{s}的人呢？",
 )
@@ -140,7 +140,7 @@ AUTHORS = Relation(
     ),
     answer="{s}的作者是{v}。",
     statements=("{s}的作者是{v}。", "{v}写了{s}。", "{s}是{v}的作品。", "{v}的代表作是{s}。"),
-    unseen=("我在书店看到{s}，封面上印着谁的名字？",),
+    unseen=("{s}这本书是谁写的？",),
     answer_key="是{v}",
     follow_up="那{s}的作者呢？",
 )
@@ -172,7 +172,7 @@ POETS = Relation(
     ),
     answer="{s}是诗人{v}写的。",
     statements=("{s}是诗人{v}写的。", "诗人{v}写了{s}。", "{v}的诗{s}很有名。", "古诗{s}的作者是{v}。"),
-    unseen=("老师让背{s}，这首诗出自哪位诗人？",),
+    unseen=("{s}这首诗是哪位诗人的作品？",),
     answer_key="诗人{v}",
     follow_up="那{s}呢？",
 )

@@ -1,4 +1,4 @@
-"""Chinese words: idioms with meanings in our own words, opposites; and Chinese <-> English vocabulary."""
+"""Chinese words: idioms with meanings in our own words, opposites; and English words."""
 
 from .schema import Relation
 
@@ -37,9 +37,9 @@ IDIOMS = Relation(
     ),
     answer="{s}的意思是{v}。",
     statements=("{s}的意思是{v}。", "成语{s}说的是{v}。", "{s}：{v}。", "当我们说{s}，指的是{v}。"),
-    unseen=("语文作业里有{s}，这个成语该怎么讲？",),
+    unseen=("{s}这个成语是什么意思？",),
     answer_key="{v}",
-    follow_up="那{s}呢？",
+    follow_up="那{s}是什么意思呢？",
 )
 
 OPPOSITES = Relation(
@@ -80,37 +80,35 @@ OPPOSITES = Relation(
         "和“{s}”相反的词是“{v}”。",
         "“{s}”反过来就是“{v}”。",
     ),
-    unseen=("语文老师问，哪个词和“{s}”意思正好相反？",),
+    unseen=("与“{s}”意思相反的词是什么？",),
     answer_key="是“{v}”",
-    follow_up="那“{s}”呢？",
-)
-
-WORDS = (
-    ("苹果", "apple"),
-    ("书", "book"),
-    ("水", "water"),
-    ("猫", "cat"),
-    ("狗", "dog"),
-    ("太阳", "sun"),
-    ("学校", "school"),
-    ("老师", "teacher"),
-    ("医生", "doctor"),
-    ("朋友", "friend"),
-    ("妈妈", "mother"),
-    ("花", "flower"),
-    ("树", "tree"),
-    ("鱼", "fish"),
-    ("面包", "bread"),
-    ("红色", "red"),
-    ("蓝色", "blue"),
-    ("绿色", "green"),
-    ("音乐", "music"),
-    ("电脑", "computer"),
+    follow_up="那“{s}”的反义词呢？",
 )
 
 CHINESE_TO_ENGLISH = Relation(
     category="word zh to en",
-    rows=WORDS,
+    rows=(
+        ("苹果", "apple"),
+        ("书", "book"),
+        ("水", "water"),
+        ("猫", "cat"),
+        ("狗", "dog"),
+        ("太阳", "sun"),
+        ("学校", "school"),
+        ("老师", "teacher"),
+        ("医生", "doctor"),
+        ("朋友", "friend"),
+        ("妈妈", "mother"),
+        ("花", "flower"),
+        ("树", "tree"),
+        ("鱼", "fish"),
+        ("面包", "bread"),
+        ("红色", "red"),
+        ("蓝色", "blue"),
+        ("绿色", "green"),
+        ("音乐", "music"),
+        ("电脑", "computer"),
+    ),
     questions=(
         "“{s}”用英语怎么说？",
         "“{s}”的英文是什么？",
@@ -127,33 +125,9 @@ CHINESE_TO_ENGLISH = Relation(
         "“{s}”翻译成英语是{v}。",
         "The English word for “{s}” is {v}.",
     ),
-    unseen=("我想对外国朋友说“{s}”，应该用哪个单词？",),
+    unseen=("“{s}”翻译成英语是什么？",),
     answer_key="是{v}。",
-    follow_up="那“{s}”呢？",
+    follow_up="那“{s}”用英语怎么说呢？",
 )
 
-ENGLISH_TO_CHINESE = Relation(
-    category="word en to zh",
-    rows=tuple((english, chinese) for chinese, english in WORDS),
-    questions=(
-        "{s}是什么意思？",
-        "英语单词{s}的意思是什么？",
-        "请把{s}翻译成中文。",
-        "你知道{s}的中文意思吗？",
-        "{s}用中文怎么说？",
-        "What does {s} mean in Chinese?",
-        "How do you say {s} in Chinese?",
-    ),
-    answer="{s}的中文意思是“{v}”。",
-    statements=(
-        "{s}的中文意思是“{v}”。",
-        "{s}翻译成中文是“{v}”。",
-        "英语里的{s}，中文叫“{v}”。",
-        "In Chinese, {s} is “{v}”.",
-    ),
-    unseen=("我在英文书里看到{s}，它讲的是什么？",),
-    answer_key="是“{v}”",
-    follow_up="那{s}呢？",
-)
-
-TABLES = (IDIOMS, OPPOSITES, CHINESE_TO_ENGLISH, ENGLISH_TO_CHINESE)
+TABLES = (IDIOMS, OPPOSITES, CHINESE_TO_ENGLISH)

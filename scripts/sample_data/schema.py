@@ -59,9 +59,9 @@ class Relation:
         )
 
 
-ZH_FRAMES = ("{q}", "请问，{q}", "我想知道，{q}", "考考你：{q}", "{q}请简单回答。")
-ZH_UNSEEN_FRAMES = ("有个小朋友问我：{q}", "帮我想一下，{q}谢谢！")
-EN_FRAMES = ("{q}", "Please tell me: {q}", "I have a question. {q}", "{q} Answer briefly.")
+ZH_FRAMES = ("{q}", "请问，{q}", "我想知道，{q}", "考考你：{q}", "{q}请简单回答。", "老师问：{q}", "{q}谢谢。")
+ZH_UNSEEN_FRAMES = ("有个小朋友问我：{q}", "帮我想一下：{q}")
+EN_FRAMES = ("{q}", "Please tell me: {q}", "I have a question. {q}", "{q} Answer briefly.", "Hi! {q}")
 EN_UNSEEN_FRAMES = ("My friend wants to know: {q}", "Hey, {q}")
 
 

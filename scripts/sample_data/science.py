@@ -8,21 +8,16 @@ ELEMENTS = (
     ("碳", "C", 6),
     ("氮", "N", 7),
     ("氧", "O", 8),
-    ("氟", "F", 9),
     ("钠", "Na", 11),
     ("镁", "Mg", 12),
     ("铝", "Al", 13),
     ("硫", "S", 16),
     ("氯", "Cl", 17),
-    ("钾", "K", 19),
     ("钙", "Ca", 20),
     ("铁", "Fe", 26),
     ("铜", "Cu", 29),
-    ("锌", "Zn", 30),
     ("银", "Ag", 47),
     ("金", "Au", 79),
-    ("汞", "Hg", 80),
-    ("铅", "Pb", 82),
 )
 
 ELEMENT_SYMBOLS = Relation(
@@ -44,7 +39,7 @@ ELEMENT_SYMBOLS = Relation(
         "在元素周期表里，{s}写作{v}。",
         "化学上用{v}表示{s}。",
     ),
-    unseen=("在化学方程式里，{s}应该写成什么？",),
+    unseen=("{s}这种元素的化学符号怎么写？",),
     answer_key="符号是{v}。",
     follow_up="那{s}的化学符号呢？",
     pronoun="它的化学符号是什么？",
@@ -69,7 +64,7 @@ ATOMIC_NUMBERS = Relation(
         "在元素周期表里，{s}排在第{v}位。",
         "{s}原子的原子核里有{v}个质子。",
     ),
-    unseen=("翻开元素周期表，{s}的编号是多少？",),
+    unseen=("元素{s}的原子序数是几号？",),
     answer_key="序数是{v}。",
     follow_up="那{s}的原子序数呢？",
     pronoun="它的原子序数是多少？",
@@ -102,7 +97,7 @@ PLANETS = Relation(
         "太阳系的第{v}颗行星是{s}。",
         "{s}在八大行星里排在第{v}位。",
     ),
-    unseen=("从太阳出发去旅行，{s}是遇到的第几颗行星？",),
+    unseen=("{s}是太阳系里第几颗行星？",),
     answer_key="第{v}颗",
     follow_up="那{s}呢？",
 )
@@ -137,7 +132,7 @@ UNITS = Questions(
 
 ADDITION = Relation(
     category="addition",
-    rows=tuple((f"{a}+{b}", str(a + b)) for a in range(1, 10) for b in range(a, 10)),
+    rows=tuple((f"{a}+{b}", str(a + b)) for a in range(1, 10) for b in range(a, 11 - a)),
     questions=(
         "{s}=?",
         "{s}等于几？",
@@ -149,20 +144,9 @@ ADDITION = Relation(
     ),
     answer="{s}={v}。",
     statements=("{s}={v}。", "{s}等于{v}。", "我们知道{s}={v}。", "算术题：{s}={v}。"),
-    unseen=("帮我口算{s}，得几？",),
+    unseen=("口算：{s}等于几？",),
     answer_key="={v}。",
-    follow_up="那{s}呢？",
-)
-
-MULTIPLICATION = Relation(
-    category="multiplication",
-    rows=tuple((f"{a}×{b}", str(a * b)) for a in range(2, 10) for b in range(a, 10)),
-    questions=ADDITION.questions,
-    answer="{s}={v}。",
-    statements=("{s}={v}。", "{s}等于{v}。", "乘法表里，{s}={v}。", "算术题：{s}={v}。"),
-    unseen=ADDITION.unseen,
-    answer_key="={v}。",
-    follow_up="那{s}呢？",
+    follow_up="那{s}等于几呢？",
 )
 
 WHY_QUESTIONS = Questions(
@@ -309,6 +293,5 @@ TABLES = (
     PLANETS,
     UNITS,
     ADDITION,
-    MULTIPLICATION,
     WHY_QUESTIONS,
 )
