@@ -30,8 +30,8 @@ CODE = sorted(p for folder in (*PACKAGES, "scripts") for p in ROOT.glob(f"{folde
     ROOT.glob("*.py")
 )
 DEV_CODE = sorted([*ROOT.glob("tests/**/*.py"), *ROOT.glob("benchmarks/**/*.py")])
-OURS = {*PACKAGES, "tests", *(p.stem for p in ROOT.glob("*.py")), *(p.stem for p in ROOT.glob("scripts/*"))}
-TOOLS = {"ruff"}  # development requirements that are run, not imported
+OURS = {*PACKAGES, "scripts", "tests", "benchmarks", *(p.stem for p in (*SCRIPTS, *ROOT.glob("scripts/*"), *DEV_CODE))}
+NOT_IMPORTED = {"ruff", "tensorboard"}  # the first is run, the second is imported by torch.utils.tensorboard
 DOCUMENTS = [ROOT / "README.md", ROOT / "README_en.md", *sorted(ROOT.glob("docs/**/*.md")), ROOT / "dataset/README.md"]
 READMES = (ROOT / "README.md", ROOT / "README_en.md")
 
@@ -41,9 +41,15 @@ def name_of(path: Path) -> str:
 
 
 def imported(tree: ast.AST) -> set[str]:
-    """Top-level names of the packages that absolute imports below `tree` mention."""
-    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 0}
+    """Top-level names of the packages that absolute imports below `tree` mention, `pytest.importorskip` included."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names.add(node.module)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.importorskip":
+            names.add(node.args[0].value)
     return {name.partition(".")[0] for name in names}
 
 
@@ -136,8 +142,8 @@ def test_requirements_are_exactly_what_is_imported():
     anywhere = third_party(set().union(*(imported(parse(path)) for path in CODE)))
     in_tests = third_party(set().union(*(imported(parse(path)) for path in DEV_CODE)))
     assert not at_once - core, f"missing in requirements.txt: {sorted(at_once - core)}"
-    assert anywhere == core | optional
-    assert in_tests - core - optional == dev - TOOLS
+    assert anywhere == (core | optional) - NOT_IMPORTED
+    assert in_tests - core - optional == dev - NOT_IMPORTED
 
 
 @pytest.mark.parametrize("version", ["3.10", "3.11", "3.12", "3.13"])
