@@ -39,7 +39,7 @@ def rotary_frequencies(config: LMConfig, device: torch.device) -> tuple[torch.Te
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turn the channel pairs (i, i + C/2) of x (B, T, heads, C) by the angles behind cos and sin (B, T, 1, C)."""
+    """Turn the channel pairs (i, i + C/2) of x (B, T, heads, C) by the angles behind cos and sin (B, T, 1, C/2)."""
     first, second = x.chunk(2, dim=-1)
-    # cos and sin are float32, so the product is too: angles in bfloat16 would blur positions.
-    return (x * cos + torch.cat((-second, first), dim=-1) * sin).type_as(x)
+    # cos and sin are float32, so the products are too: angles in bfloat16 would blur positions.
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).type_as(x)
