@@ -2,6 +2,8 @@
 
 import argparse
 import ast
+import importlib
+import itertools
 import re
 import runpy
 import shlex
@@ -244,6 +246,20 @@ def test_readme_knows_the_quick_start_and_the_models(path):
         with torch.device("meta"):
             parameters = count_parameters(MiniMindForCausalLM(LMConfig(**sizes)))
         assert re.search(rf"^\| {name} \| {parameters:,} \| {sizes['dim']} \| {sizes['n_layers']} ", text, flags=re.M)
+
+
+@pytest.mark.parametrize("path", READMES, ids=name_of)
+def test_readme_table_of_defaults_is_true(path):
+    rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in path.read_text("utf-8").splitlines()]
+    header = next(i for i, row in enumerate(rows) if row[1:2] == ["train_pretrain"])
+    stages = rows[header][1:-1]
+    defaults = [vars(importlib.import_module(stage).parse_args([])) for stage in stages]
+    table = list(itertools.takewhile(bool, rows[header + 2 :]))
+    assert len(table) >= 6
+    for flag, *values, _ in table:
+        for stage, value, default in zip(stages, values, defaults, strict=True):
+            default = default[flag.removeprefix("--")]
+            assert type(default)(value) == default, f"{flag} of {stage} is {default}, not {value}"
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
