@@ -1,9 +1,9 @@
 """All facts of the base model, in a fixed order."""
 
-from . import chat, culture, english, everyday, geography, history, language, science
+from . import chat, countries, culture, english, everyday, geography, history, language, science
 from .schema import Fact
 
-TOPICS = (geography, science, culture, history, language, english, everyday, chat)
+TOPICS = (countries, geography, science, culture, history, language, english, everyday, chat)
 
 
 def all_facts() -> list[Fact]:
