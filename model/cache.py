@@ -11,9 +11,11 @@ from .LMConfig import LMConfig
 class KVCache:
     """Keys and values of the tokens so far, in memory reserved once: (layers, B, K, capacity, C) each.
 
-    Growing by concatenation would copy everything at every token. Same interface as Hugging Face's caches where the
-    model uses it, which work as well.
+    Growing by concatenation would copy everything at every token. Hugging Face's caches work with the model as well,
+    and this one with `generate`.
     """
+
+    is_compileable = False  # asked by `generate`: lengths are Python numbers here
 
     def __init__(
         self,

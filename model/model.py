@@ -203,20 +203,22 @@ class MiniMindModel(MiniMindPreTrainedModel):
         rotary = angles.cos() * scale, angles.sin() * scale
         mask = causal_mask(attention_mask, past, T, hidden.device)
 
-        hidden = self.dropout(hidden)
-        all_hidden, all_router_logits = [], []
-        for layer in self.layers:
-            all_hidden.append(hidden)
-            hidden, router_logits = layer(hidden, rotary, mask, past_key_values=past_key_values)
-            all_router_logits.append(router_logits)
-        hidden = self.norm(hidden)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
+        hidden = self.dropout(hidden)
+        all_hidden, all_router_logits = (), ()
+        for layer in self.layers:
+            if output_hidden_states:
+                all_hidden += (hidden,)
+            hidden, router_logits = layer(hidden, rotary, mask, past_key_values=past_key_values)
+            if router_logits is not None:
+                all_router_logits += (router_logits.flatten(0, 1),)
+        hidden = self.norm(hidden)
         return MoeModelOutputWithPast(
             last_hidden_state=hidden,
             past_key_values=past_key_values,
             hidden_states=(*all_hidden, hidden) if output_hidden_states else None,
-            router_logits=tuple(x.flatten(0, 1) for x in all_router_logits) if self.config.use_moe else None,
+            router_logits=all_router_logits or None,
         )
 
 
