@@ -87,6 +87,7 @@ class Report:
         self._tracker = tracker or NoTracker()
         self._epochs = args.epochs
         self._is_writable = True
+        self._is_drawn = False
         self.record({"event": "start", "time": time.strftime("%Y-%m-%dT%H:%M:%S"), "flags": vars(args)})
 
     def log_step(self, progress, meter: Meter, lr: float, epoch_steps: list[int], total_steps: int) -> None:
@@ -125,14 +126,16 @@ class Report:
             return
         with self._disk_may_be_full():
             self._file.write(json.dumps(values, ensure_ascii=False).encode() + b"\n")
+        self._is_drawn = False
         if "step" in values:
             self._tracker.log({key: value for key, value in values.items() if key != "step"}, step=values["step"])
 
     def plot(self) -> None:
         """Draw the loss curve beside the log, from the log: ``out/logs/<run>.png``."""
-        if self.active:
+        if self.active and not self._is_drawn:
             with self._disk_may_be_full():
                 plot_losses(self.path)
+            self._is_drawn = True
 
     def close(self) -> None:
         """Draw the curve a last time and close everything."""

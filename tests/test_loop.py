@@ -1,0 +1,249 @@
+"""The training loop: what a step is, what is logged and saved, and that an interrupted run continues exactly."""
+
+import os
+import re
+import signal
+
+import numpy as np
+import pytest
+import torch
+from toy import largest_difference, same_weights, toy_args, toy_model, toy_run, toy_sequences, toy_train
+
+from training.checkpoint import Progress, list_states
+from training.loop import add_gradients, count_steps, steps_left, tokens_per_batch
+from training.losses import next_token_loss
+from training.optim import Updater
+from training.report import Meter, read_log
+
+UPSTREAM_LINE = re.compile(r"Epoch:\[\d+/\d+\]\(\d+/\d+\) loss:[\d.]+ lr:[\d.]+ epoch_Time:")
+
+
+def states(out_dir):
+    return list_states(out_dir / "checkpoints" / "toy_16")
+
+
+def records(out_dir):
+    return [record for path in sorted((out_dir / "logs").glob("*.jsonl")) for record in read_log(path)]
+
+
+def interrupt_at(step: int, number: int = signal.SIGTERM):
+    """next_token_loss that sends this process a signal in the forward pass of a step (one micro-batch a step)."""
+    calls = 0
+
+    def loss_fn(model, batch):
+        nonlocal calls
+        calls += model.training and torch.is_grad_enabled()
+        if calls == step and model.training:
+            os.kill(os.getpid(), number)
+        return next_token_loss(model, batch)
+
+    return loss_fn
+
+
+# Steps
+
+
+@pytest.mark.parametrize("use_moe", [False, True])
+def test_a_step_does_not_depend_on_how_it_is_cut_into_micro_batches(use_moe, tmp_path):
+    """8 x 1 == 4 x 2 == 3 + 3 + 2 sequences: the mean over all tokens of the step (upstream T4, T6)."""
+    sequences, results = toy_sequences(), []
+    for cuts in ([1] * 8, [2] * 4, [3, 3, 2], [8]):
+        run, model = toy_run(), toy_model(use_moe=use_moe, aux_loss_alpha=0.1)
+        updater = Updater(run, toy_args(tmp_path), model)
+        for first in (0, 8, 16):
+            ids = np.split(np.arange(first, first + 8), np.cumsum(cuts)[:-1])
+            _, sums = add_gradients(run, updater, next_token_loss, map(sequences.collate, ids), scale=0.01)
+            updater.step(sums, 0.01, lr=1e-3)
+        results.append(model.state_dict())
+    assert max(largest_difference(results[0], other) for other in results[1:]) < 1e-6
+
+
+def test_a_step_without_supervised_tokens_leaves_a_finite_model(tmp_path):
+    run, model = toy_run(), toy_model()
+    updater = Updater(run, toy_args(tmp_path), model)
+    batch = toy_sequences().collate(np.arange(3))
+    empty = {**batch, "positions": batch["positions"][:0], "targets": batch["targets"][:0]}
+    _, sums = add_gradients(run, updater, next_token_loss, iter([empty]), scale=1.0)
+    _, norm, skipped = updater.step(sums, 1.0, lr=1e-3)
+    assert norm == 0 and skipped == 0
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_every_sequence_is_trained_on_once_per_epoch_on_any_number_of_ranks():
+    plans = [[np.array([10 * e + i]) for i in range(7)] for e in range(2)]
+    for world_size in (1, 2, 3):
+        seen = []
+        for rank in range(world_size):
+            run, progress = toy_run(), Progress()
+            run.rank, run.world_size = rank, world_size
+            steps = steps_left(run, lambda ids: int(ids[0]), plans, 2 * world_size, progress, Meter(), depth=1)
+            seen += [batch for step in steps for batch in step]
+        assert sorted(seen) == [*range(7), *range(10, 17)]
+
+
+def test_the_place_in_the_data_survives_a_change_of_the_number_of_processes():
+    """A run of 2 processes continues with 4, and the other way round: nothing twice, nothing left out."""
+    plans = [[np.array([10 * e + i]) for i in range(7)] for e in range(2)]
+    for first, second in ((2, 4), (4, 2), (1, 7), (7, 1)):
+        for stop in range(1, sum(-(-7 // first) for _ in plans)):
+            progress, seen = Progress(), []
+            before = steps_left(toy_run(), lambda ids: int(ids[0]), plans, first, progress, Meter(), depth=0)
+            for _ in range(stop):
+                seen += list(next(before))
+                progress.step += 1
+            counts = count_steps(plans, second, progress)
+            after = steps_left(toy_run(), lambda ids: int(ids[0]), plans, second, progress, Meter(), depth=0)
+            remaining = [list(step) for step in after]
+            assert sorted(sum(remaining, seen)) == [*range(7), *range(10, 17)]
+            assert progress.step + len(remaining) == sum(counts)
+
+
+def test_count_steps_keeps_the_step_of_an_unchanged_run():
+    plans = [[None] * 7, [None] * 7]
+    for step, (epoch, next_batch) in enumerate([(0, 0), (0, 3), (0, 6), (0, 9), (1, 3), (1, 6), (1, 9)]):
+        progress = Progress(step=-1, epoch=epoch, next_batch=next_batch)
+        assert count_steps(plans, 3, progress) == [3, 3]
+        assert progress.step == step
+
+
+def test_the_budget_holds_the_longest_sequence():
+    assert tokens_per_batch(4, np.array([10, 10, 10])) == 40
+    assert tokens_per_batch(1, np.array([10, 500])) >= 504
+
+
+# Saving and logging
+
+
+def test_a_run_shorter_than_every_interval_is_saved_and_logged(tmp_path, capsys):
+    """Upstream T3: data of fewer steps than --save_interval was never saved."""
+    model = toy_train(tmp_path, "--max_steps", "2", "--save_interval", "100", "--log_interval", "100")
+    saved = torch.load(tmp_path / "toy_16.pth", weights_only=True)
+    assert same_weights(saved, model.state_dict()) and len(states(tmp_path)) == 1
+    assert UPSTREAM_LINE.search(capsys.readouterr().out)
+
+
+def test_max_steps_and_epochs_bound_the_run(tmp_path):
+    toy_train(tmp_path / "a", "--max_steps", "3")
+    assert max(r["step"] for r in records(tmp_path / "a") if "step" in r) == 3
+    toy_train(tmp_path / "b", "--epochs", "1", "--accumulation_steps", "100")
+    assert max(r["step"] for r in records(tmp_path / "b") if "step" in r) == 1
+
+
+def test_the_logged_loss_is_the_mean_over_the_tokens_of_the_window(tmp_path):
+    """Upstream T6 divided by the accumulation steps, and T7 logged the last micro-batch only."""
+    sums = []
+
+    def noting(model, batch):
+        loss, weight, metrics = next_token_loss(model, batch)
+        sums.append((loss.item(), float(weight)))
+        return loss, weight, metrics
+
+    toy_train(tmp_path, "--max_steps", "4", "--accumulation_steps", "3", "--log_interval", "2", loss_fn=noting)
+    logged = [r["loss"] for r in records(tmp_path) if "loss" in r]
+    for window, value in enumerate(logged):
+        losses, weights = zip(*sums[6 * window : 6 * window + 6], strict=True)
+        assert value == pytest.approx(sum(losses) / sum(weights), rel=1e-5)
+    assert len(logged) == 2
+
+
+def test_two_states_are_kept(tmp_path):
+    toy_train(tmp_path, "--max_steps", "12", "--save_interval", "2")
+    assert len(states(tmp_path)) == 2
+
+
+def test_saving_by_minutes(tmp_path, monkeypatch):
+    saves = []
+    monkeypatch.setattr("training.saver.write_state", lambda directory, state: saves.append(state["progress"]["step"]))
+    toy_train(tmp_path, "--max_steps", "12", "--save_minutes", "0.0000001")
+    assert len(saves) > 2, "one at the end is not enough"
+
+
+def test_eval_interval(tmp_path):
+    toy_train(tmp_path, "--max_steps", "10", "--eval_interval", "4")
+    assert [r["step"] for r in records(tmp_path) if "heldout_loss" in r] == [4, 8, 10]
+
+
+def test_training_learns(tmp_path):
+    toy_train(tmp_path, "--epochs", "12", "--learning_rate", "1e-2", dropout=0.0)
+    losses = [r["loss"] for r in records(tmp_path) if "loss" in r]
+    assert losses[0] > 3.5 and losses[-1] < 2
+
+
+# Trouble
+
+
+def test_persistent_nan_stops_the_run_with_the_last_good_weights(tmp_path, capsys):
+    good = {}
+
+    def turning_bad(model, batch):
+        loss, weight, metrics = next_token_loss(model, batch)
+        turning_bad.step += 1
+        if turning_bad.step == 4:
+            good.update({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        return loss * (float("nan") if turning_bad.step >= 4 else 1.0), weight, metrics
+
+    turning_bad.step = 0
+    with pytest.raises(SystemExit, match="--learning_rate below 0.0005"):
+        toy_train(tmp_path, loss_fn=turning_bad)
+    assert 8 <= turning_bad.step <= 9, "five steps in a row, read at most one step late"
+    assert same_weights(torch.load(tmp_path / "toy_16.pth", weights_only=True), good)
+    assert "update skipped (5 so far)" in capsys.readouterr().out
+
+
+def test_a_single_bad_step_is_skipped_and_counted(tmp_path):
+    def once_bad(model, batch):
+        loss, weight, metrics = next_token_loss(model, batch)
+        once_bad.step += 1
+        return loss * (float("inf") if once_bad.step == 4 else 1.0), weight, metrics
+
+    once_bad.step = 0
+    model = toy_train(tmp_path, "--max_steps", "10", loss_fn=once_bad)
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+    assert records(tmp_path)[-1]["step"] == 10
+    logged = [r for r in records(tmp_path) if "loss" in r]
+    assert logged[-1]["skipped"] == 1 and all(np.isfinite(r["loss"]) for r in logged)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
+@pytest.mark.parametrize("log_interval", ["1", "5"])
+def test_a_signal_saves_says_how_to_continue_and_loses_nothing(name, log_interval, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["train_toy.py", "--dim", "16"])
+    flags = ["--log_interval", log_interval]
+    straight = toy_train(tmp_path / "straight", *flags)
+    number = getattr(signal, name)
+    with pytest.raises(SystemExit) as stopped:
+        toy_train(tmp_path / "stopped", *flags, loss_fn=interrupt_at(7, number))
+    assert stopped.value.code == 128 + number
+    out = capsys.readouterr().out
+    assert re.search(r"stopped after step [78] of", out) and "train_toy.py --dim 16 --resume" in out
+    resumed = toy_train(tmp_path / "stopped", *flags, "--resume", model=toy_model(seed=9, dropout=0.1))
+    assert same_weights(resumed.state_dict(), straight.state_dict())
+    assert same_weights(torch.load(tmp_path / "stopped/toy_16.pth", weights_only=True), straight.state_dict())
+
+
+def test_stopping_at_every_step_and_resuming_is_bit_identical(tmp_path):
+    """Weights, AdamW moments, schedule, place in the plan and dropout: all continue (upstream T1)."""
+    flags = ["--epochs", "1", "--accumulation_steps", "3", "--warmup_iters", "3"]
+    straight = toy_train(tmp_path / "straight", *flags)
+    broken = tmp_path / "broken"
+    for attempt in range(100):
+        try:
+            loss_fn = interrupt_at(1 if attempt % 2 else 4)
+            model = toy_train(broken, *flags, "--resume", "auto", model=toy_model(dropout=0.1), loss_fn=loss_fn)
+            break
+        except SystemExit as stopped:
+            assert stopped.code == 128 + signal.SIGTERM
+    assert attempt > 2
+    assert same_weights(model.state_dict(), straight.state_dict())
+
+
+def test_a_finished_run_is_not_continued(tmp_path, capsys):
+    before = toy_train(tmp_path, "--max_steps", "3").state_dict()
+    after = toy_train(tmp_path, "--max_steps", "3", "--resume").state_dict()
+    assert "already complete" in capsys.readouterr().out and same_weights(before, after)
+
+
+def test_evaluating_and_the_memory_estimate_do_not_change_the_result(tmp_path):
+    a = toy_train(tmp_path / "a", "--max_steps", "6")
+    b = toy_train(tmp_path / "b", "--max_steps", "6", "--eval_interval", "1", "--save_interval", "1")
+    assert same_weights(a.state_dict(), b.state_dict())
