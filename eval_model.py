@@ -15,15 +15,14 @@ import time
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from inference.generation import TextStream, stream
 from inference.sampling import SamplingParams
 from inference.scoring import answer_questions, read_questions, score_report
 from model.chat_format import ChatFormat, Message
 from model.LMConfig import ROPE_SCALING_TYPES, LMConfig
-from model.loading import MODEL_MODES, count_parameters, load_model, load_tokenizer, weights_path
-from model.model import MiniMindForCausalLM
+from model.loading import MODEL_MODES, count_parameters, load_directory, load_model, load_tokenizer, weights_path
 from training.cli import add_bool_flag, add_model_flags
 from training.runtime import TORCH_DTYPES, choose_device
 
@@ -193,18 +192,6 @@ def load(args: argparse.Namespace) -> tuple[PreTrainedModel, PreTrainedTokenizer
         dtype = torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
     # On a CPU auto means float32: for one row at a time PyTorch's bfloat16 matrix products are no faster there.
     return model.to(device, dtype).eval(), tokenizer
-
-
-def load_directory(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal model and its tokenizer from a directory in the format of transformers. Runs no code from there."""
-    if not (path / "config.json").is_file():
-        raise FileNotFoundError(
-            f"{path} holds no config.json: --load 1 PATH needs a model directory in the format of transformers; "
-            "for the .pth files of this project use --load 0"
-        )
-    AutoConfig.register(LMConfig.model_type, LMConfig, exist_ok=True)
-    AutoModelForCausalLM.register(LMConfig, MiniMindForCausalLM, exist_ok=True)
-    return AutoModelForCausalLM.from_pretrained(path, local_files_only=True), load_tokenizer(path)
 
 
 def answer(

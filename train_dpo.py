@@ -28,7 +28,7 @@ from training.cli import add_bool_flag, config_from, plain_errors, stage_parser
 from training.evaluation import Evaluation
 from training.inputs import load_data, starting_model
 from training.loop import train
-from training.losses import answer_logprobs, supervised_per_row
+from training.losses import answer_logprobs, expert_load, supervised_forward, supervised_per_row
 from training.reference import reference_logprobs
 from training.runtime import distributed_run
 
@@ -58,7 +58,7 @@ def make_loss(args, reference: Tensor):
     """
 
     def dpo_loss(model, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        output = model(batch["input_ids"], lengths=batch["lengths"], supervised=batch["positions"])
+        output = supervised_forward(model, batch)
         policy = answer_logprobs(output.logits, batch)  # (2P,), first all chosen
         ratio = policy - reference[batch["pairs"]].T.flatten()
         if args.length_normalize:
@@ -77,6 +77,7 @@ def make_loss(args, reference: Tensor):
             "aux_loss": aux,
         }
         weight = torch.tensor(float(len(batch["pairs"])), device=policy.device)
+        metrics |= expert_load(model, output, batch, weight)
         return losses.sum() + aux, weight, {name: value.detach() for name, value in metrics.items()}
 
     return dpo_loss

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from .LMConfig import LMConfig
 from .model import MiniMindForCausalLM
@@ -118,6 +118,22 @@ def load_tokenizer(path: str | Path = TOKENIZER_DIR) -> PreTrainedTokenizerBase:
     if not (Path(path) / "tokenizer.json").is_file():
         raise FileNotFoundError(f"{path} holds no tokenizer.json: run `python scripts/train_tokenizer.py` to make one")
     return AutoTokenizer.from_pretrained(path, local_files_only=True)
+
+
+def load_directory(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal model and its tokenizer from a directory in the format of transformers. Runs no code from there.
+
+    Raises:
+        FileNotFoundError: the directory holds no config.json or no tokenizer.
+    """
+    if not (Path(path) / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{path} holds no config.json: a model directory in the format of transformers is needed here. The .pth "
+            "files of this project are read with --load 0 (eval_model.py) or by their stage's name (training)"
+        )
+    AutoConfig.register(LMConfig.model_type, LMConfig, exist_ok=True)
+    AutoModelForCausalLM.register(LMConfig, MiniMindForCausalLM, exist_ok=True)
+    return AutoModelForCausalLM.from_pretrained(path, local_files_only=True), load_tokenizer(path)
 
 
 def _make_command(path: Path, config: LMConfig) -> str | None:

@@ -11,6 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.moe import expert_share, load_entropy
+
+
+def supervised_forward(model, batch: dict[str, Tensor]):
+    """The forward pass of every stage: logits (N, V) at the supervised positions, aux_loss (B,), router logits."""
+    return model(batch["input_ids"], lengths=batch["lengths"], supervised=batch["positions"], output_router_logits=True)
+
 
 def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
     """Negative log-likelihood of each target. logits (N, V) any dtype, targets (N,) -> (N,) float32, in nats."""
@@ -46,14 +53,34 @@ def balance_loss(aux_loss: Tensor, batch: dict[str, Tensor]) -> Tensor:
     return (aux_loss * supervised_per_row(batch)).sum()
 
 
+def expert_load(model, output, batch: dict[str, Tensor], weight: Tensor) -> dict[str, Tensor]:
+    """How evenly a mixture of experts is used, as metric sums; nothing for a dense model, nor without router logits.
+
+    ``expert_0``, ``expert_1``, ...: share of the visits, mean over layers. ``expert_entropy``: mean over layers of the
+    shares' entropy, 1 is balance, 0 a router that knows one expert only. ``expert_min``: the smallest share in any
+    layer; near 0 an expert is dying. Shares are of a micro-batch's real tokens; nothing here waits for the device.
+    """
+    if not output.router_logits:
+        return {}
+    config = getattr(model, "module", model).config  # DeepSpeed's engine has a config of its own
+    rows, width = batch["input_ids"].shape
+    real = torch.arange(width, device=weight.device) < batch["lengths"][:, None]
+    logits = torch.stack(output.router_logits).detach()  # (layers, B*T, E)
+    share = expert_share(logits, config.num_experts_per_tok, real.flatten().expand(len(logits), -1))  # (layers, E)
+    figures = {f"expert_{i}": value for i, value in enumerate(share.mean(0).unbind())}
+    figures |= {"expert_entropy": load_entropy(share).mean(), "expert_min": share.min()}
+    return {name: value * weight for name, value in figures.items()}
+
+
 def next_token_loss(model, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Next-token cross-entropy over the supervised positions of a micro-batch: pretraining, SFT and LoRA.
 
     Returns: (loss sum, weight = number of supervised tokens, metric sums over the same weight).
     A batch without supervised tokens gives 0, weight 0 and zero gradients, never NaN.
     """
-    output = model(batch["input_ids"], lengths=batch["lengths"], supervised=batch["positions"])
+    output = supervised_forward(model, batch)
     nll = token_nll(output.logits, batch["targets"]).sum()
     aux = balance_loss(output.aux_loss, batch)
     weight = torch.tensor(float(len(batch["targets"])), device=nll.device)
-    return nll + aux, weight, {"nll": nll.detach(), "aux_loss": aux.detach()}
+    load = expert_load(model, output, batch, weight)
+    return nll + aux, weight, {"nll": nll.detach(), "aux_loss": aux.detach(), **load}
