@@ -142,7 +142,10 @@ def choose_device(name: str) -> torch.device:
     """The device called ``name``; 'auto' takes CUDA, then MPS, then the CPU. Raises ValueError if it is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device {name!r}: no such device; use auto, cpu, cuda, cuda:0 or mps") from error
     available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}
     if device.type not in available or not available[device.type]():
         raise ValueError(f"--device {name}: not available here; use --device auto or --device cpu")

@@ -1,0 +1,314 @@
+"""States are written whole or not at all, and nothing but a whole state of this very run is ever continued."""
+
+import os
+import pickle
+import random
+import resource
+import signal
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from test_loop import interrupt_at, states
+from toy import same_weights, toy_args, toy_model, toy_run, toy_sequences, toy_train
+
+from training.checkpoint import (
+    CheckpointError,
+    list_states,
+    random_state,
+    read_newest_state,
+    read_state,
+    set_random_state,
+    state_path,
+    to_cpu,
+    write_state,
+)
+from training.loop import add_gradients
+from training.losses import next_token_loss
+from training.optim import Updater
+
+DIRECTORY = "checkpoints/toy_16"
+
+
+class Bomb:
+    """Unpickling this creates a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (os.system, (f"touch {self.path}",))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run stopped after 8 steps with two states, and the bytes of the newest."""
+    out = tmp_path_factory.mktemp("trained")
+    with pytest.raises(SystemExit):
+        toy_train(out, "--save_interval", "4", loss_fn=interrupt_at(7))
+    return out, states(out)[0].read_bytes()
+
+
+def shapes():
+    return {name: tensor.shape for name, tensor in toy_model().state_dict().items()}
+
+
+# Reading
+
+
+def bad_files(good: bytes, folder) -> dict[str, bytes]:
+    """55 files that are no state: torn, damaged, foreign, hostile."""
+    rng = np.random.default_rng(0)
+    files = {f"torn to {share:.0%}": good[: int(len(good) * share)] for share in np.linspace(0, 0.99, 15)}
+    with zipfile.ZipFile(_save(folder, good)) as archive:  # flip bytes inside the tensors, where torch.load is blind
+        blocks = [i for i in archive.infolist() if "/data/" in i.filename and i.file_size > 500]
+    for i in range(12):
+        block = blocks[i % len(blocks)]
+        place = good.index(block.filename.encode()) + len(block.filename) + 70 + int(rng.integers(300))
+        damaged = bytearray(good)
+        damaged[place] ^= 1 << int(rng.integers(8))
+        files[f"flipped bit {i}"] = bytes(damaged)
+    files |= {f"garbage {i}": rng.bytes(int(rng.integers(1, 5000))) for i in range(8)}
+    files |= {f"zip garbage {i}": b"PK\x03\x04" + rng.bytes(int(rng.integers(1, 5000))) for i in range(4)}
+    state = torch.load(_save(folder, good), weights_only=True)
+    foreign = {
+        "weights": state["model"],
+        "list": [1, 2, 3],
+        "tensor": torch.zeros(3),
+        "number": 7,
+        "nothing": {},
+        "older format": {**state, "format": 1},
+        "upstream resume": {"model": state["model"], "optimizer": {}, "epoch": 1, "step": 5, "world_size": 1},
+        "without optimizer": {k: v for k, v in state.items() if k != "optimizer"},
+        "other model": {**state, "model": toy_model(dim=32).state_dict()},
+        "model of numbers": {**state, "model": {name: 1.0 for name in state["model"]}},
+        "odd progress": {**state, "progress": {"place": 3}},
+        "odd random": {**state, "random": ["x"]},
+        "odd optimizer": {**state, "optimizer": {"state": {0: {"momentum": torch.zeros(1)}}, "param_groups": []}},
+    }
+    for name, value in foreign.items():
+        torch.save(value, folder / "foreign")
+        files[f"foreign: {name}"] = (folder / "foreign").read_bytes()
+    bombs = {"whole": Bomb(folder / "boom"), "inside": {**state, "run_name": Bomb(folder / "boom")}}
+    for name, value in bombs.items():
+        torch.save(value, folder / "bomb")
+        files[f"bomb: {name}"] = (folder / "bomb").read_bytes()
+    files["bomb: bare pickle"] = pickle.dumps(Bomb(folder / "boom"))
+    return files
+
+
+def _save(folder, content: bytes):
+    (folder / "state").write_bytes(content)
+    return folder / "state"
+
+
+def test_no_bad_file_is_loaded_and_every_one_is_told(trained, tmp_path):
+    _, good = trained
+    files = bad_files(good, tmp_path)
+    assert len(files) >= 50
+    directory = tmp_path / "states"
+    directory.mkdir()
+    older, newer = (state_path(directory, {"epoch": 0, "next_batch": n}) for n in (4, 8))
+    older.write_bytes(good)
+    for name, content in files.items():
+        newer.write_bytes(content)
+        told = []
+        state = read_newest_state(directory, shapes(), told.append)
+        assert len(told) == 1 and newer.name in told[0] and len(told[0]) > len(str(newer)) + 30, name
+        assert state["format"] == torch.load(older, weights_only=True)["format"], "the one before is used"
+    assert not (tmp_path / "boom").exists(), "a file was executed"
+    newer.write_bytes(good)
+    assert read_newest_state(directory, shapes(), pytest.fail)["progress"]["step"] in (7, 8)
+
+
+def test_damage_anywhere_is_found_or_harmless(trained, tmp_path):
+    """200 random bytes changed: the file is refused, or what it gives is the original."""
+    _, good = trained
+    original = read_state(_save(tmp_path, good))
+    rng = np.random.default_rng(1)
+    for _ in range(200):
+        damaged = bytearray(good)
+        damaged[int(rng.integers(len(good)))] ^= int(rng.integers(1, 256))
+        try:
+            state = read_state(_save(tmp_path, bytes(damaged)))
+        except CheckpointError:
+            continue
+        assert same_weights(state["model"], original["model"]) and state["progress"] == original["progress"]
+
+
+def test_resume_uses_the_state_before_a_torn_one(trained, tmp_path, capsys):
+    _, good = trained
+    straight = toy_train(tmp_path / "straight", "--save_interval", "4")
+    with pytest.raises(SystemExit):
+        toy_train(tmp_path / "torn", "--save_interval", "4", loss_fn=interrupt_at(7))
+    newest = states(tmp_path / "torn")[0]
+    newest.write_bytes(good[:5000])
+    model = toy_train(tmp_path / "torn", "--save_interval", "4", "--resume")
+    out = capsys.readouterr().out
+    assert f"{newest} is not used: torn" in out and "after step 4" in out
+    assert same_weights(model.state_dict(), straight.state_dict())
+
+
+# Which run
+
+
+def resume_error(capsys, out, *flags) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        toy_train(out, *flags)
+    assert stopped.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_resume_without_a_state(tmp_path, capsys):
+    assert "start without --resume" in resume_error(capsys, tmp_path, "--resume")
+    toy_train(tmp_path, "--resume", "auto", "--max_steps", "2")
+    assert "starts anew" in capsys.readouterr().out
+
+
+def test_flags_that_change_the_result_are_refused_by_name(trained, capsys):
+    out, _ = trained
+    flags = ["--learning_rate", "1e-3", "--seed", "3", "--batch_size", "3", "--log_interval", "7", "--resume"]
+    message = resume_error(capsys, out, *flags)
+    for part in ("learning_rate: 0.0005 then, 0.001 now", "seed: 1337 then, 3 now", "batch_size: 2 then, 3 now"):
+        assert part in message
+    assert "log_interval" not in message and "--from_weight" in message
+
+
+def test_another_model_or_other_data_is_refused(trained, capsys):
+    out, _ = trained
+    with pytest.raises(SystemExit):
+        toy_train(out, "--resume", model=toy_model(dropout=0.2))
+    assert "'dropout': 0.1" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        toy_train(out, "--resume", model=toy_model(n_layers=1, dropout=0.1))
+    assert "start without --resume" in capsys.readouterr().err, "the shapes do not fit: no usable state"
+
+
+def test_harmless_and_rounding_differences_are_told(trained, tmp_path, capsys):
+    out, good = trained
+    target = tmp_path / DIRECTORY
+    target.mkdir(parents=True)
+    (target / states(out)[0].name).write_bytes(good)
+    toy_train(tmp_path, "--resume", "--log_interval", "7", "--threads", "1")
+    printed = capsys.readouterr().out
+    assert "log_interval: 5 then, 7 now (harmless)" in printed
+    assert "threads: 0 then, 1 now (exact up to rounding from here on)" in printed
+
+
+def test_a_fresh_start_sets_the_old_states_aside_only_when_it_saves(tmp_path, capsys):
+    """Else the old run's later states would look newer than the new run's, and the new ones would be deleted."""
+    toy_train(tmp_path, "--save_interval", "5")
+    old = {path.name: path.read_bytes() for path in states(tmp_path)}
+    toy_train(tmp_path, "--seed", "2", "--max_steps", "3")
+    printed = capsys.readouterr().out
+    assert "add --resume" in printed and "toy_16.previous" in printed
+    assert {p.name: p.read_bytes() for p in list_states(tmp_path / f"{DIRECTORY}.previous")} == old
+    assert len(states(tmp_path)) == 1
+    assert read_state(states(tmp_path)[0])["identity"]["seed"] == 2
+
+
+# Writing
+
+
+def test_leftovers_of_killed_writers_are_removed(tmp_path):
+    leftovers = [tmp_path / ".toy_16.pth.77.tmp", tmp_path / DIRECTORY / ".epoch_0000_batch_000000004.pt.77.tmp"]
+    leftovers[1].parent.mkdir(parents=True)
+    for path in leftovers:
+        path.write_bytes(b"half")
+    toy_train(tmp_path, "--max_steps", "2")
+    assert not any(path.exists() for path in leftovers)
+
+
+@pytest.fixture
+def small_files_only():
+    """limit(bytes): no file may become larger, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_full_disk_is_told_and_the_run_goes_on(tmp_path, capsys, small_files_only):
+    names = set(shapes())
+
+    def is_saved() -> bool:
+        """The weights of the save before are whole."""
+        return set(torch.load(tmp_path / "toy_16.pth", weights_only=True)) == names
+
+    def fills_up(model, batch):
+        fills_up.calls += torch.is_grad_enabled()
+        if fills_up.calls in (10, 30):
+            assert is_saved()
+            small_files_only(10_000 if fills_up.calls == 10 else resource.RLIM_INFINITY)
+        if fills_up.calls == 29:
+            assert [read_state(path)["progress"]["step"] for path in states(tmp_path)] == [8]
+            assert is_saved()
+        return next_token_loss(model, batch)
+
+    fills_up.calls = 0
+    straight = toy_train(tmp_path / "straight")
+    model = toy_train(tmp_path, "--save_interval", "8", loss_fn=fills_up)
+    out = capsys.readouterr().out
+    assert out.count("!!! NOT SAVED at step") == 2 and "GB are free" in out
+    assert same_weights(model.state_dict(), straight.state_dict())
+    assert is_saved() and not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_run_whose_end_is_not_saved_fails(tmp_path, small_files_only, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["train_toy.py"])
+    small_files_only(10_000)
+    with pytest.raises(SystemExit, match="not saved(.|\n)*train_toy.py --resume"):
+        toy_train(tmp_path, "--max_steps", "3")
+
+
+def test_an_unwritable_folder_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["train_toy.py"])
+    (tmp_path / "checkpoints").write_text("a file where a folder should be")
+    with pytest.raises(SystemExit, match="not saved"):
+        toy_train(tmp_path, "--max_steps", "2")
+
+
+# Parts
+
+
+def test_random_state_continues_all_generators():
+    device = torch.device("cpu")
+
+    def draw():
+        return random.random(), np.random.rand(), torch.rand(1).item()
+
+    state = random_state(device)
+    first = draw()
+    set_random_state(state, device)
+    assert draw() == first
+
+
+def test_a_copy_is_independent_and_keeps_shared_tensors_shared():
+    tensor = torch.ones(3)
+    copy = to_cpu({"a": tensor, "b": [tensor, (tensor[:2], 5)]})
+    tensor.zero_()
+    assert copy["a"].sum() == 3 and copy["b"][0] is copy["a"] and copy["b"][1][0].sum() == 2
+
+
+def test_states_are_ordered_by_their_place_in_the_data(tmp_path):
+    for epoch, batch in ((0, 9), (0, 1000), (1, 0), (1, 16)):
+        write_state(tmp_path, {"progress": {"epoch": epoch, "next_batch": batch}})
+    assert [path.name for path in list_states(tmp_path)] == [
+        "epoch_0001_batch_000000016.pt",
+        "epoch_0001_batch_000000000.pt",
+    ]
+
+
+def test_loading_a_state_restores_the_optimizer_exactly(tmp_path):
+    args = toy_args(tmp_path)
+    a, b = Updater(toy_run(), args, toy_model()), Updater(toy_run(), args, toy_model(seed=1))
+    for seed in (1, 2):
+        if seed == 2:
+            b.load_state(to_cpu(a.state()))
+        for updater in (a, b)[:seed]:
+            batch = toy_sequences().collate(np.arange(4))
+            _, sums = add_gradients(toy_run(), updater, next_token_loss, iter([batch]), 1.0)
+            updater.step(sums, 1.0, 1e-2)
+    assert same_weights(a.state()["model"], b.state()["model"])

@@ -1,0 +1,231 @@
+"""Log lines, jsonl, curve, trackers, and what watches over a run."""
+
+import json
+import math
+import statistics
+
+import numpy as np
+import pytest
+import torch
+from toy import toy_args, toy_model, toy_run, toy_sequences, toy_train
+
+from training.checkpoint import Progress
+from training.losses import next_token_loss
+from training.report import Meter, Report, plot_losses, read_log, series
+from training.trackers import NoTracker, start_tracker
+from training.watch import (
+    SPIKE_MIN,
+    Watch,
+    kept_for_backward,
+    memory_report,
+    out_of_memory_advice,
+)
+
+NAMES = ["loss", "weight", "tokens", "positions", "nll", "stop", "save", "grad_norm", "skipped"]
+
+
+def numbers(loss=2.0, weight=10.0, skipped=0.0, stop=0.0, save=0.0) -> torch.Tensor:
+    return torch.tensor([loss * weight, weight, 12.0, 16.0, loss * weight, stop, save, 0.5, skipped])
+
+
+def make_watch(tmp_path, rank=0):
+    run, meter = toy_run(), Meter()
+    run.rank, meter.names = rank, NAMES
+    return Watch(meter, Progress(), Report(run, toy_args(tmp_path), "log", total_steps=100))
+
+
+# Meter and report
+
+
+def test_means_are_weighted_and_skipped_steps_do_not_count():
+    meter = Meter()
+    meter.names = NAMES
+    for values in (numbers(1.0, 10), numbers(4.0, 30), numbers(math.nan, 10, skipped=1)):
+        meter.add(values.tolist())
+    means = meter.means()
+    assert means["loss"] == means["nll"] == pytest.approx((10 + 120) / 40)
+    assert means["grad_norm"] == 0.5 and means["padding"] == pytest.approx(1 - 12 / 16)
+    meter.reset()
+    meter.add(numbers(math.nan, 10, skipped=1).tolist())
+    assert math.isnan(meter.means()["loss"]), "a window of skipped steps has no loss"
+
+
+def test_a_run_leaves_a_log_and_a_curve(tmp_path):
+    toy_train(tmp_path, "--max_steps", "10", "--eval_interval", "5", draw=True)
+    (log,) = (tmp_path / "logs").glob("*.jsonl")
+    records = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    assert records[0]["flags"]["max_steps"] == 10
+    assert [r["step"] for r in records if "loss" in r] == [5, 10]
+    assert log.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_curve_is_drawn_from_whatever_there_is(tmp_path):
+    log = tmp_path / "a.jsonl"
+    log.write_text('{"event": "start"}\n')
+    assert plot_losses(log) is None
+    log.write_text('{"step": 5, "heldout_loss": 2.0, "bits_per_byte": 1.5}\n{"step": 6, "loss": 3')
+    assert plot_losses(log).stat().st_size > 10_000
+
+
+def test_a_line_cut_off_by_a_kill_and_repeated_steps(tmp_path):
+    log = tmp_path / "a.jsonl"
+    log.write_text('{"step": 10, "loss": 3}\n{"step": 20, "loss": 2}\n{"step": 3\n{"step": 20, "loss": 2.5}\n')
+    records = read_log(log)
+    assert len(records) == 3 and series(records, "loss") == [(10, 3), (20, 2.5)]
+
+
+def test_a_log_on_a_full_disk_does_not_end_the_run(tmp_path, capsys):
+    report = Report(toy_run(), toy_args(tmp_path), "log", total_steps=1)
+    report._file.close()
+    report._file = open("/dev/full", "wb", buffering=0)
+    for _ in range(3):
+        report.record({"step": 1, "loss": 2.0})
+    assert capsys.readouterr().out.count("the log cannot be written") == 1
+
+
+def test_other_ranks_write_nothing(tmp_path, capsys):
+    run = toy_run()
+    run.rank = 1
+    report = Report(run, toy_args(tmp_path), "log", total_steps=1)
+    report.line("x")
+    report.record({"step": 1})
+    report.step_done()
+    report.plot()
+    report.close()
+    assert capsys.readouterr().out == "" and not list(tmp_path.iterdir())
+
+
+# Trackers
+
+
+def test_tensorboard_receives_what_the_log_receives(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    toy_train(tmp_path, "--max_steps", "4", "--log_interval", "2", "--tracker", "tensorboard")
+    (folder,) = (tmp_path / "logs" / "tensorboard").iterdir()
+    events = EventAccumulator(str(folder)).Reload()
+    (log,) = (tmp_path / "logs").glob("*.jsonl")
+    logged = series(read_log(log), "loss")
+    assert [e.step for e in events.Scalars("loss")] == [2, 4]
+    assert [e.value for e in events.Scalars("loss")] == pytest.approx([value for _, value in logged])
+
+
+def test_a_continued_run_goes_on_with_the_same_tracker_run(tmp_path, monkeypatch):
+    started = []
+
+    class Recording(NoTracker):
+        id = "abc123"
+
+    def start(run, args, name, run_id=None):
+        started.append((name, run_id))
+        return Recording()
+
+    monkeypatch.setattr("training.loop.start_tracker", start)
+    from test_loop import interrupt_at
+
+    with pytest.raises(SystemExit):
+        toy_train(tmp_path, loss_fn=interrupt_at(3))
+    toy_train(tmp_path, "--resume")
+    assert started == [(started[0][0], None), (started[0][0], "abc123")]
+
+
+def test_no_tracker_by_default_and_on_other_ranks(tmp_path):
+    run = toy_run()
+    assert isinstance(start_tracker(run, toy_args(tmp_path), "x"), NoTracker)
+    run.rank = 1
+    assert isinstance(start_tracker(run, toy_args(tmp_path, "--tracker", "tensorboard"), "x"), NoTracker)
+
+
+# Watching
+
+
+def test_numbers_are_read_once_and_wishes_are_remembered(tmp_path):
+    watch = make_watch(tmp_path)
+    watch.read()
+    watch.put(numbers(stop=1.0))
+    assert not watch.stop
+    watch.read()
+    watch.read()
+    assert watch.stop and not watch.save_due and watch.progress.tokens == 12
+    watch.put(numbers(save=2.0))
+    watch.read()
+    assert watch.stop and watch.save_due
+
+
+def test_a_spike_of_ten_sigma_is_told_and_counted(tmp_path, capsys):
+    watch, rng = make_watch(tmp_path), np.random.default_rng(0)
+    losses = (3 + 0.1 * rng.standard_normal(200)).tolist()
+    for loss in losses:
+        watch.put(numbers(loss))
+        watch.read()
+    assert watch.progress.spikes == 0 and "spike" not in capsys.readouterr().out
+    recent = [float(np.float32(loss)) for loss in losses[-128:]]
+    mean, sigma = statistics.fmean(recent), statistics.pstdev(recent)
+    for loss, count in ((mean + 9 * sigma, 0), (mean + 15 * sigma, 1)):
+        watch.put(numbers(loss))
+        watch.read()
+        assert watch.progress.spikes == count
+    assert "loss spike" in capsys.readouterr().out
+
+
+def test_no_spike_is_told_before_there_is_something_to_compare_with(tmp_path):
+    watch = make_watch(tmp_path)
+    for loss in [3.0] * (SPIKE_MIN - 1) + [30.0]:
+        watch.put(numbers(loss))
+        watch.read()
+    assert watch.progress.spikes == 0
+
+
+def test_five_skipped_steps_in_a_row_are_failing_four_are_not(tmp_path):
+    watch = make_watch(tmp_path)
+    for skipped in (1, 1, 1, 1, 0, 1, 1, 1, 1):
+        watch.put(numbers(skipped=skipped))
+        watch.read()
+        assert not watch.is_failing
+    watch.put(numbers(skipped=1))
+    watch.read()
+    assert watch.is_failing and watch.progress.skipped == 9
+
+
+# Memory
+
+
+def test_the_memory_estimate_matches_what_autograd_keeps(tmp_path):
+    run, args, model = toy_run(), toy_args(tmp_path), toy_model(dim=32, hidden_dim=64)
+    sequences = toy_sequences(64)
+    ids = np.argsort(sequences.lengths)[-32:]
+    batch = sequences.collate(ids)
+    real = kept_for_backward(run, model, next_token_loss, batch)
+    before = torch.get_rng_state()
+    line = memory_report(run, args, model, next_token_loss, sequences.collate, ids, batch["input_ids"].numel())
+    assert torch.equal(before, torch.get_rng_state()), "the estimate must not change the run"
+    told = float(line.partition("activations ")[2].partition(" MB")[0])
+    assert told == pytest.approx(real / 1e6, rel=0.15, abs=0.6)
+    assert "weights 0 MB" in line
+
+
+def test_kept_for_backward_counts_activations_not_weights():
+    run, linear = toy_run(), torch.nn.Linear(100, 100, bias=False)
+    inputs = torch.randn(50, 100)
+    kept = kept_for_backward(run, linear, lambda model, batch: model(batch).sum(), inputs)
+    assert kept == inputs.numel() * 4
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried"),
+        MemoryError(),
+    ],
+)
+def test_out_of_memory_names_the_flags_to_lower(error, tmp_path):
+    args = toy_args(tmp_path, "--batch_size", "32", "--accumulation_steps", "4")
+    with pytest.raises(SystemExit) as stopped, out_of_memory_advice(args):
+        raise error
+    assert "--batch_size 32 to 16" in stopped.value.code and "--accumulation_steps 4 to 8" in stopped.value.code
+
+
+def test_other_errors_are_not_mistaken_for_memory(tmp_path):
+    with pytest.raises(RuntimeError, match="shapes"), out_of_memory_advice(toy_args(tmp_path)):
+        raise RuntimeError("shapes do not match")
