@@ -67,6 +67,16 @@ def parse_question(line: str) -> Question:
     return Question(messages, answers, str(record.get("category", "")))
 
 
+def follows_reasoning_format(text: str) -> bool:
+    """True if a reply is `<think>...</think>`, then `<answer>...</answer>`, each tag once and nothing around them.
+
+    So a reply that was cut off, or that thinks without answering, does not follow the format.
+    """
+    once = all(text.count(tag) == 1 for tag in ("<think>", "</think>", "<answer>", "</answer>"))
+    pattern = r"\s*<think>\s*\S.*</think>\s*<answer>\s*\S.*</answer>\s*"
+    return once and re.fullmatch(pattern, text, flags=re.DOTALL) is not None
+
+
 def normalize(text: str) -> str:
     """Full-width and other compatibility forms to their plain ones (NFKC), and case folded."""
     return unicodedata.normalize("NFKC", text).casefold()
@@ -124,7 +134,8 @@ def answer_questions(
 def score_report(questions: list[Question], texts: list[str], show_wrong: int = 10) -> str:
     """A table by category, up to `show_wrong` wrong answers, and as the last line `held-out score: NN.N %`.
 
-    The percentage is rounded down: 94.96 % is not 95.0 %.
+    The percentage is rounded down: 94.96 % is not 95.0 %. If any reply thinks, the line before says how many of all
+    replies follow the format of reasoning.
     """
     right = [is_right(text, question.answers) for question, text in zip(questions, texts, strict=True)]
     lines = ["  right   total        %   category"]
@@ -136,6 +147,8 @@ def score_report(questions: list[Question], texts: list[str], show_wrong: int = 
         lines.append(f"\nwrong answers, {min(show_wrong, len(wrong))} of {len(wrong)}:")
     for i in wrong[:show_wrong]:
         lines += [f"👶: {questions[i].text}", f"🤖️: {texts[i]}", f"    -> {' / '.join(questions[i].answers)}"]
+    if any("<think>" in text for text in texts):
+        lines.append(f"tags obeyed: {_percent([follows_reasoning_format(text) for text in texts]):.1f} %")
     lines.append(f"held-out score: {_percent(right):.1f} %")
     return "\n".join(lines)
 

@@ -178,12 +178,16 @@ def add_gradients(run: Run, updater, loss_fn, micro_batches: Iterator, scale: fl
     """Forward and backward of this rank's micro-batches of one step; gradients add up in ``.grad``.
 
     ``scale`` multiplies the loss sums before the backward pass: float16 could not hold the gradient of a sum.
-    Returns: names and sums (K,) float32 of loss, weight, real tokens, positions computed, and the stage's metrics; no
-        names when this rank has no micro-batch, which happens in the last window of an epoch.
+    Returns: names and sums (K,) float32 of loss, weight, real tokens, positions computed, supervised tokens, and the
+        stage's metrics; no names when this rank has no micro-batch, which happens in the last window of an epoch.
     """
     names, sums = [], torch.zeros(0, device=run.device)
     for batch in micro_batches:
-        counted = {"tokens": int(batch["lengths"].sum()), "positions": batch["input_ids"].numel()}
+        counted = {
+            "tokens": int(batch["lengths"].sum()),
+            "positions": batch["input_ids"].numel(),
+            "targets": len(batch["targets"]),
+        }
         batch = run.to_device(batch)
         with run.autocast():
             loss, weight, metrics = loss_fn(updater.model, batch)

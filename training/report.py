@@ -51,13 +51,16 @@ class Meter:
         self.idle += time.perf_counter() - started
 
     def means(self) -> dict[str, float]:
-        """Loss and stage metrics per unit of weight, the mean gradient norm, and the rates of the window."""
+        """Loss and stage metrics per unit of weight (``nll`` per token), gradient norm, and the rates of the window."""
         seconds = max(time.perf_counter() - self.started - self.idle, 1e-9)
         sums = self.sums or dict.fromkeys(self.names, math.nan)
         weight, positions, steps = max(sums["weight"], 1), max(sums["positions"], 1), max(self.steps, 1)
-        plain = ("weight", "tokens", "positions", "stop", "save", "grad_norm", "skipped")
+        plain = ("weight", "tokens", "positions", "targets", "stop", "save", "grad_norm", "skipped")
+        means = {name: value / weight for name, value in sums.items() if name not in plain}
+        if "nll" in means and sums.get("targets"):
+            means["nll"] = sums["nll"] / sums["targets"]  # where tokens differ in weight, targets != weight
         return {
-            **{name: value / weight for name, value in sums.items() if name not in plain},
+            **means,
             "grad_norm": sums["grad_norm"] / max(self.steps - self.skipped, 1),
             "tokens_per_s": sums["tokens"] / seconds,
             "data_wait": self.waited / seconds,
