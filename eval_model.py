@@ -3,10 +3,12 @@
     python eval_model.py --model_mode 1                        # the menu: automatic questions, or your own
     python eval_model.py --model_mode 1 --prompt 你好 --prompt 你是谁？ --seed 42
     python eval_model.py --score dataset/sample/heldout.jsonl  # last line: held-out score: NN.N %
+    python eval_model.py --lora_name lora_identity             # with what train_lora.py has made
     python eval_model.py --load 1 ./MiniMind2                  # a directory in the format of transformers
 
-Reads `{out_dir}/{pretrain,full_sft,rlhf,reason}_{dim}[_moe].pth`, chosen by --model_mode or --weight; writes nothing.
-Ctrl-C stops an answer; at the prompt, Ctrl-C, Ctrl-D or an empty line ends the program.
+Reads `{out_dir}/{pretrain,full_sft,rlhf,reason}_{dim}[_moe].pth`, chosen by --model_mode or --weight, and adapters from
+`{out_dir}/lora/`; writes nothing. Ctrl-C stops an answer; at the prompt, Ctrl-C, Ctrl-D or an empty line ends the
+program, and `/lora NAME` changes to another of the adapters that --lora_name lists, `/lora` to none.
 """
 
 import argparse
@@ -23,6 +25,7 @@ from inference.scoring import answer_questions, read_questions, score_report
 from model.chat_format import ChatFormat, Message
 from model.LMConfig import ROPE_SCALING_TYPES, LMConfig
 from model.loading import MODEL_MODES, count_parameters, load_directory, load_model, load_tokenizer, weights_path
+from model.model_lora import Adapter, load_lora, lora_path, read_lora, remove_lora
 from training.cli import add_bool_flag, add_model_flags
 from training.runtime import TORCH_DTYPES, choose_device
 
@@ -46,6 +49,19 @@ CHAT_PROMPTS = (
     "写一段python的快速排序代码",
     "Introduce the history of the United States, please.",
 )
+LORA_PROMPTS = {
+    "lora_identity": ("你好，请介绍一下自己。", "你叫什么名字？", "你是谁训练出来的？"),
+    "lora_medical": (
+        "我最近经常头晕，可能是什么原因？",
+        "孩子发烧到三十九度，应该怎么办？",
+        "嗓子疼了三天，需要去医院吗？",
+        "吃完海鲜身上起红疹是怎么回事？",
+        "晚上总是睡不着，有什么办法？",
+        "血压偏高的人平时要注意什么？",
+        "扭伤脚踝以后是冷敷还是热敷？",
+        "体检发现脂肪肝，饮食上怎么调整？",
+    ),
+}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -67,6 +83,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument(
         "--load", nargs="+", default=["0"], metavar=("{0,1}", "PATH"),
         help="0: .pth weights; 1 [PATH]: a transformers directory (./MiniMind2)",
+    )  # fmt: skip
+    group.add_argument(
+        "--lora_name", "--lora_weight", nargs="+", default=[], metavar="NAME",
+        help="adapters in {out_dir}/lora, .pth files, or directories of peft; the first is used",
     )  # fmt: skip
     group.add_argument("--load_from", metavar="PATH", help="'model': same as --load 0; PATH: same as --load 1 PATH")
     group.add_argument(
@@ -106,6 +126,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.max_new_tokens is None:
         args.max_new_tokens = 128 if args.score else 1024
+    args.lora_name = [name for name in args.lora_name if name != "None"]  # upstream's default is the text 'None'
     if args.inference_rope_scaling and args.rope_scaling is None:
         args.rope_scaling = parse_rope_scaling("yarn:16:2048")
     args.transformers_dir, problems = None, []
@@ -194,6 +215,14 @@ def load(args: argparse.Namespace) -> tuple[PreTrainedModel, PreTrainedTokenizer
     return model.to(device, dtype).eval(), tokenizer
 
 
+def load_adapters(args: argparse.Namespace, model: PreTrainedModel) -> dict[str, Adapter]:
+    """The adapters that --lora_name lists; the first is put into the model. Raises what reading and loading raise."""
+    adapters = {name: read_lora(lora_path(args.out_dir, name, model.config), model.config) for name in args.lora_name}
+    for adapter in reversed(adapters.values()):  # each must fit; the first one stays
+        load_lora(model, adapter)
+    return adapters
+
+
 def answer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -261,10 +290,18 @@ def shown(prompts):
         yield prompt
 
 
-def typed():
-    """Prompts as somebody types them, until an empty line, Ctrl-D or Ctrl-C."""
+def typed(model: PreTrainedModel, adapters: dict[str, Adapter]):
+    """Prompts as somebody types them, until an empty line, Ctrl-D or Ctrl-C; `/lora NAME` changes the adapter."""
     while prompt := _ask("👶: "):
-        yield prompt
+        command, *names = prompt.split() or [""]
+        if not adapters or command != "/lora":
+            yield prompt
+        elif not names:
+            remove_lora(model)
+        elif names[0] in adapters:
+            load_lora(model, adapters[names[0]])
+        else:
+            print(f"没有 LoRA {names[0]!r}，可选：{', '.join(adapters)}")
 
 
 def choose_test_mode() -> int | None:
@@ -291,10 +328,12 @@ def main(argv: list[str] | None = None) -> int:
     try:
         questions = read_questions(args.score) if args.score else []
         model, tokenizer = load(args)
+        size = count_parameters(model)
+        adapters = load_adapters(args, model)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"MiniMind模型参数量: {count_parameters(model) / 1e6:.2f}M(illion)")
+    print(f"MiniMind模型参数量: {size / 1e6:.2f}M(illion)")
     try:
         if questions:
             texts = answer_questions(model, tokenizer, questions, args.max_new_tokens)
@@ -305,8 +344,10 @@ def main(argv: list[str] | None = None) -> int:
             test_mode = choose_test_mode()
         if test_mode is None:
             return 0
-        automatic = args.prompt or (PRETRAIN_PROMPTS if _continues_text(args) else CHAT_PROMPTS)
-        failures = talk(model, tokenizer, shown(automatic) if test_mode == 0 else typed(), args)
+        chat_prompts = LORA_PROMPTS.get(next(iter(adapters), None), CHAT_PROMPTS)
+        automatic = args.prompt or (PRETRAIN_PROMPTS if _continues_text(args) else chat_prompts)
+        prompts = shown(automatic) if test_mode == 0 else typed(model, adapters)
+        failures = talk(model, tokenizer, prompts, args)
         return 2 if failures and test_mode == 0 else 0
     except KeyboardInterrupt:
         print("\n已退出")

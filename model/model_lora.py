@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from .LMConfig import LMConfig
-from .loading import read_state_dict
+from .loading import read_state_dict, weights_path
 from .moe import Experts, grouped_linear
 
 Adapter = dict[str, torch.Tensor]
@@ -225,6 +225,12 @@ def _attach(model: nn.Module, adapters: dict[str, LowRank]) -> None:
 # Files
 
 
+def lora_path(out_dir: str | Path, name: str, config: LMConfig) -> Path:
+    """`{out_dir}/lora/{name}_{dim}[_moe].pth`; a `name` that is a .pth file or a directory is taken as it is."""
+    is_path = name.endswith(".pth") or Path(name).is_dir()
+    return Path(name) if is_path else weights_path(Path(out_dir) / "lora", name, config)
+
+
 def read_lora(path: str | Path, config: LMConfig) -> Adapter:
     """An adapter from disk: a .pth file of this project or of any MiniMind version, or a directory of peft's.
 
@@ -239,8 +245,10 @@ def read_lora(path: str | Path, config: LMConfig) -> Adapter:
     path = Path(path)
     if path.is_dir():
         return _read_peft(path)
+    name = path.stem.removesuffix("_moe").removesuffix(f"_{config.dim}")
+    command = f"python train_lora.py --lora_name {name} --dim {config.dim} --n_layers {config.n_layers}"
     adapter = {}
-    for name, tensor in read_state_dict(path, f"python train_lora.py --dim {config.dim}").items():
+    for name, tensor in read_state_dict(path, command + (" --use_moe True" if config.use_moe else "")).items():
         target, is_lora, side = name.removeprefix("module.").removeprefix("_orig_mod.").partition(".lora.")
         if not is_lora or side not in ("A.weight", "B.weight"):
             raise ValueError(

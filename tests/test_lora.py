@@ -4,7 +4,9 @@ import json
 
 import pytest
 import torch
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+import eval_model
 import train_lora
 from model.LMConfig import LMConfig
 from model.loading import save_weights, weights_path
@@ -20,7 +22,6 @@ from model.model_lora import (
     remove_lora,
     write_peft,
 )
-from model.rotary import rotate
 
 IDS = torch.arange(24).view(2, 12) % 17
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -225,7 +226,7 @@ def test_adapters_that_plain_lora_cannot_express_are_refused(tmp_path):
 
 
 def test_files_of_early_2025_are_converted_exactly(tmp_path):
-    """Attention scores of the old layout (complex rotary pairs), with the adapter, equal ours after the conversion."""
+    """Attention scores of the old layout, complex rotary pairs, equal Llama's after the conversion."""
     model = small_model()
     config, dim, head_dim = model.config, 32, 8
     torch.manual_seed(1)
@@ -249,14 +250,14 @@ def test_files_of_early_2025_are_converted_exactly(tmp_path):
             torch.view_as_complex(product(adapter, f"layers.1.attention.{name}").view(T, -1, head_dim // 2, 2)) * turn
         )
 
-    cos, sin = (torch.cat([f(angles)] * 2, -1)[:, None] for f in (torch.cos, torch.sin))
+    def new(name):  # (1, heads, T, C)
+        return product(converted, f"model.layers.1.self_attn.{name}").view(1, T, -1, head_dim).transpose(1, 2)
 
-    def new(name):  # (T, heads, C)
-        return rotate(product(converted, f"model.layers.1.self_attn.{name}").view(T, -1, head_dim), cos, sin)
-
+    cos, sin = (torch.cat([f(angles)] * 2, -1)[None] for f in (torch.cos, torch.sin))
+    q, k = apply_rotary_pos_emb(new("q_proj"), new("k_proj"), cos, sin)
+    scores = (q @ k.repeat_interleave(2, dim=1).transpose(-1, -2))[0]
     q, k = old("wq"), old("wk").repeat_interleave(2, dim=1)
     expected = torch.einsum("qhc,khc->hqk", q, k.conj()).real
-    scores = torch.einsum("qhc,khc->hqk", new("q_proj"), new("k_proj").repeat_interleave(2, dim=1))
     torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-3)
     for side in "AB":  # what no rotary embedding touches stays as it is
         key = f"o_proj.lora.{side}.weight"
@@ -332,3 +333,53 @@ def test_stage_writes_an_adapter_and_leaves_the_base_alone(use_moe, write_jsonl,
         assert line in log
     trained = sum(tensor.numel() for tensor in adapter.values())
     assert f"LoRA 参数量: {trained}\n" in log
+
+
+# Talking
+
+
+@pytest.fixture
+def ask(tmp_path, capsys, monkeypatch, tokenizer):
+    """ask(typed lines, *flags) -> (exit code, answers, everything printed), with adapters lora_a and lora_b there."""
+    torch.manual_seed(0)
+    model = MiniMindForCausalLM(LMConfig(dim=16, n_layers=1, vocab_size=len(tokenizer)))
+    save_weights(model.state_dict(), weights_path(tmp_path, "full_sft", model.config))
+    for seed, name in enumerate(("a", "b")):
+        apply_lora(model, rank=2)
+        train_adapter(model, seed)
+        for parameter in model.parameters():
+            parameter.data.mul_(5)
+        save_weights(lora_state_dict(model), tmp_path / "lora" / f"lora_{name}_16.pth")
+
+    def run(lines: list[str], *flags: str) -> tuple[int, list[str], str]:
+        left = iter([*lines, ""])
+        monkeypatch.setattr("builtins.input", lambda _: next(left))
+        sizes = ["--dim", "16", "--n_layers", "1", "--out_dir", str(tmp_path), "--device", "cpu"]
+        sampling = ["--temperature", "0", "--max_new_tokens", "8", "--show_speed", "0", "--test_mode", "1"]
+        code = eval_model.main([*sizes, *sampling, *flags])
+        out, err = capsys.readouterr()
+        return code, [part.partition("\n")[0] for part in out.split("🤖️: ")[1:]], out + err
+
+    return run
+
+
+def test_eval_talks_with_an_adapter_and_changes_it_while_talking(ask):
+    (base,), (a,), (b,) = (
+        ask(["你好"], *flags)[1] for flags in ([], ["--lora_name", "lora_a"], ["--lora_name", "lora_b"])
+    )
+    assert len({base, a, b}) == 3
+    lines = ["你好", "/lora lora_b", "你好", "/lora", "你好", "/lora lora_a", "你好", "/lora lora_c", "你好"]
+    code, answers, printed = ask(lines, "--lora_name", "lora_a", "lora_b")
+    assert (code, answers) == (0, [a, b, base, a, a])
+    assert "没有 LoRA 'lora_c'，可选：lora_a, lora_b" in printed
+
+
+def test_eval_takes_upstreams_none_and_a_path_and_names_what_is_missing(ask, tmp_path):
+    assert ask(["你好"], "--lora_name", "None")[1] == ask(["你好"])[1]
+    file = tmp_path / "lora" / "lora_a_16.pth"
+    assert ask(["你好"], "--lora_weight", str(file))[1] == ask(["你好"], "--lora_name", "lora_a")[1]
+    code, answers, printed = ask(["你好"], "--lora_name", "lora_c")
+    assert code == 2 and not answers
+    assert (
+        "lora_c_16.pth not found: run `python train_lora.py --lora_name lora_c --dim 16 --n_layers 1` first" in printed
+    )
