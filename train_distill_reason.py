@@ -78,7 +78,7 @@ def make_loss(tags: list[list[int]], tag_weight: float):
         rows, width = batch["input_ids"].shape
         row_weights = weights.new_zeros(rows * width).scatter(0, batch["positions"], weights).view(rows, width).sum(1)
         aux = (output.aux_loss * row_weights).sum()
-        load = expert_load(model, output, batch, weight)
+        load = expert_load(model, output, batch, row_weights)
         return (nll * weights).sum() + aux, weight, {"nll": nll.sum().detach(), "aux_loss": aux.detach(), **load}
 
     return reasoning_loss

@@ -77,7 +77,7 @@ def make_loss(args, reference: Tensor):
             "aux_loss": aux,
         }
         weight = torch.tensor(float(len(batch["pairs"])), device=policy.device)
-        metrics |= expert_load(model, output, batch, weight)
+        metrics |= expert_load(model, output, batch, torch.full_like(policy, 0.5))
         return losses.sum() + aux, weight, {name: value.detach() for name, value in metrics.items()}
 
     return dpo_loss

@@ -53,23 +53,25 @@ def balance_loss(aux_loss: Tensor, batch: dict[str, Tensor]) -> Tensor:
     return (aux_loss * supervised_per_row(batch)).sum()
 
 
-def expert_load(model, output, batch: dict[str, Tensor], weight: Tensor) -> dict[str, Tensor]:
+def expert_load(model, output, batch: dict[str, Tensor], row_weights: Tensor) -> dict[str, Tensor]:
     """How evenly a mixture of experts is used, as metric sums; nothing for a dense model, nor without router logits.
 
-    ``expert_0``, ``expert_1``, ...: share of the visits, mean over layers. ``expert_entropy``: mean over layers of the
-    shares' entropy, 1 is balance, 0 a router that knows one expert only. ``expert_min``: the smallest share in any
-    layer; near 0 an expert is dying. Shares are of a micro-batch's real tokens; nothing here waits for the device.
+    ``expert_0``, ``expert_1``, ...: share of the visits, mean over layers. ``expert_entropy``: of a layer's shares,
+    mean over layers; 1 is balance, 0 a router that knows one expert only. ``expert_min``: the smallest share in any
+    layer; near 0 an expert is dying. The last two are of the micro-batch. Nothing here waits for the device.
+    Args: row_weights: (B,) how much each row counts; they add up to the loss's weight.
     """
     if not output.router_logits:
         return {}
     config = getattr(model, "module", model).config  # DeepSpeed's engine has a config of its own
     rows, width = batch["input_ids"].shape
-    real = torch.arange(width, device=weight.device) < batch["lengths"][:, None]
-    logits = torch.stack(output.router_logits).detach()  # (layers, B*T, E)
-    share = expert_share(logits, config.num_experts_per_tok, real.flatten().expand(len(logits), -1))  # (layers, E)
-    figures = {f"expert_{i}": value for i, value in enumerate(share.mean(0).unbind())}
-    figures |= {"expert_entropy": load_entropy(share).mean(), "expert_min": share.min()}
-    return {name: value * weight for name, value in figures.items()}
+    real = torch.arange(width, device=row_weights.device) < batch["lengths"][:, None]
+    logits = torch.stack(output.router_logits).detach().unflatten(1, (rows, width))  # (layers, B, T, E)
+    share = expert_share(logits, config.num_experts_per_tok, real.expand(len(logits), rows, width))
+    sums, weight = (share * row_weights[:, None]).sum(1), row_weights.sum().float()  # (layers, E), ()
+    share = sums / weight.clamp(min=1e-6)
+    figures = {f"expert_{i}": value for i, value in enumerate(sums.mean(0).unbind())}
+    return {**figures, "expert_entropy": load_entropy(share).mean() * weight, "expert_min": share.min() * weight}
 
 
 def next_token_loss(model, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -82,5 +84,5 @@ def next_token_loss(model, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, di
     nll = token_nll(output.logits, batch["targets"]).sum()
     aux = balance_loss(output.aux_loss, batch)
     weight = torch.tensor(float(len(batch["targets"])), device=nll.device)
-    load = expert_load(model, output, batch, weight)
+    load = expert_load(model, output, batch, supervised_per_row(batch))
     return nll + aux, weight, {"nll": nll.detach(), "aux_loss": aux.detach(), **load}
