@@ -183,7 +183,8 @@ def commands() -> list[tuple[str, str]]:
         found += [(name_of(path), line) for line in lines]
     found += [("Makefile", line) for line in (ROOT / "Makefile").read_text(encoding="utf-8").splitlines()]
     for path in SCRIPTS:
-        found += [(name_of(path), line) for line in (ast.get_docstring(parse(path)) or "").splitlines()]
+        lines = (ast.get_docstring(parse(path)) or "").replace("\\\n", " ").splitlines()
+        found += [(name_of(path), line) for line in lines]
     pattern = r"\s*(\.venv/bin/)?(python|torchrun|deepspeed)\s.*?\b[\w/]+\.py\b|\s*make\b"
     return sorted({(where, without_comment(line).strip()) for where, line in found if re.match(pattern, line)})
 
