@@ -1,6 +1,8 @@
 """LoRA: the formula, peft's forward, merge and files, MiniMind's files, switching, and the stage."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 import eval_model
 import train_lora
 from model.LMConfig import LMConfig
-from model.loading import save_weights, weights_path
+from model.loading import REPO_ROOT, save_weights, weights_path
 from model.model import MiniMindForCausalLM
 from model.model_lora import (
     LORA_TARGETS,
@@ -383,3 +385,17 @@ def test_eval_takes_upstreams_none_and_a_path_and_names_what_is_missing(ask, tmp
     assert (
         "lora_c_16.pth not found: run `python train_lora.py --lora_name lora_c --dim 16 --n_layers 1` first" in printed
     )
+
+
+def test_convert_lora_merges_and_exports(ask, tmp_path):
+    """The merged weights answer like weights and adapter; peft's directory is read again."""
+    script = [sys.executable, str(REPO_ROOT / "scripts" / "convert_lora.py"), "--dim", "16", "--n_layers", "1"]
+    script += ["--out_dir", str(tmp_path), "--lora_name", "lora_a"]
+    merge = ["--merge_to", "merged", "--peft_dir", str(tmp_path / "peft")]
+    done = subprocess.run([*script, *merge], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.split()) == (0, [str(tmp_path / "peft"), str(tmp_path / "merged_16.pth")])
+    expected = ask(["你好"], "--lora_name", "lora_a")[1]
+    assert ask(["你好"], "--weight", "merged")[1] == expected
+    assert ask(["你好"], "--lora_name", str(tmp_path / "peft"))[1] == expected
+    assert ask(["你好"])[1] != expected
+    assert subprocess.run(script, capture_output=True, text=True).returncode == 2

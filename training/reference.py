@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dataset.batching import plan_batches
+from dataset.batching import Pairs, plan_batches
 from model.loading import atomic_save
 
 from .inputs import Data
@@ -44,17 +44,23 @@ def reference_logprobs(run: Run, args, model: nn.Module, data: Data) -> Tensor:
 
     model.to(run.device).eval()
     for part in units:
-        budget = max(int(part.lengths.max()) + 15, round(32 * float(part.lengths.mean())))
-        for ids in plan_batches(part.lengths, budget, seed=0, epoch=0)[run.rank :: run.world_size]:
-            batch = run.to_device(part.collate(ids))
-            with torch.no_grad(), run.autocast():
-                output = model(batch["input_ids"], lengths=batch["lengths"], supervised=batch["positions"])
-            table[batch["pairs"]] = answer_logprobs(output.logits, batch).view(2, -1).T
+        fill_logprobs(run, model, part, table)
     table = run.sum_over_ranks(table)
     if run.is_main:
         atomic_save(table.cpu(), path)
         run.log(f"参考模型: 已计算 {sum(map(len, units))} 对回答的对数概率, 缓存于 {path}")
     return table
+
+
+@torch.no_grad()
+def fill_logprobs(run: Run, model: nn.Module, pairs: Pairs, table: Tensor) -> None:
+    """Write the log-probabilities of this rank's share of ``pairs`` into their rows of ``table`` (P, 2)."""
+    budget = max(int(pairs.lengths.max()) + 15, round(32 * float(pairs.lengths.mean())))
+    for ids in plan_batches(pairs.lengths, budget, seed=0, epoch=0)[run.rank :: run.world_size]:
+        batch = run.to_device(pairs.collate(ids))
+        with run.autocast():
+            output = model(batch["input_ids"], lengths=batch["lengths"], supervised=batch["positions"])
+        table[batch["pairs"]] = answer_logprobs(output.logits, batch).view(2, -1).T
 
 
 def _read(path: Path, run: Run) -> Tensor | None:

@@ -1,0 +1,152 @@
+"""DPO speed in preference pairs per second: ours against the plain padded two-model loop.
+
+    python -m benchmarks.dpo_throughput --data_path dataset/sample/dpo.jsonl --max_seq_len 256
+    python -m benchmarks.dpo_throughput --data_path dataset/dpo.jsonl --dim 256 --n_layers 6 --rounds 5
+
+Each arm trains the same network on the same pairs, in turn (A B C A B C ...) in one process:
+
+    plain         every answer padded or cut to max_seq_len, policy and reference forward in every step, the full
+                  float32 log-softmax of both, eager, AdamW's loop
+    ours float32  real lengths, head at the answers only, reference from the cache, fused AdamW
+    ours          the same in the dtype that `--dtype bfloat16` chooses on this device
+
+Our arms pay for their reference: the forward that fills the cache is run again for every --epochs-th batch, as if
+the cost were spread over a run of so many epochs. Prints the median of the rounds, their range, and the ratio to the
+plain loop round by round.
+"""
+
+import argparse
+import copy
+import itertools
+import statistics
+import tempfile
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from benchmarks.machine import describe_machine
+from benchmarks.train_throughput import Step, time_rounds
+from dataset.batching import Pairs, plan_batches
+from dataset.token_cache import open_token_cache
+from model.chat_format import ChatFormat
+from model.LMConfig import LMConfig
+from model.loading import load_tokenizer
+from model.model import MiniMindForCausalLM
+from train_dpo import make_loss
+from training.loop import add_gradients
+from training.optim import Updater
+from training.reference import fill_logprobs
+from training.runtime import Run, choose_device, choose_dtype
+
+BETA = 0.1
+
+
+def plain_step(run: Run, config: LMConfig, pairs: Pairs, batch_size: int, max_seq_len: int) -> Step:
+    """One optimizer step of the textbook loop; returns the pairs it trained on."""
+    torch.manual_seed(0)
+    policy = MiniMindForCausalLM(config).to(run.device)
+    reference = copy.deepcopy(policy).eval().requires_grad_(False)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6, foreach=False)
+    order = np.random.default_rng(0).permutation(len(pairs))
+    batches = itertools.cycle([order[i : i + batch_size] for i in range(0, len(order) - batch_size + 1, batch_size)])
+
+    def logprobs(model, input_ids, targets, mask):
+        logp = F.log_softmax(model(input_ids).logits.float(), dim=-1)
+        return (logp.gather(2, targets[..., None]).squeeze(2) * mask).sum(1)
+
+    def step() -> int:
+        batch = pairs.collate(next(batches))
+        rows, width = batch["input_ids"].shape
+        row, column = batch["positions"] // width, batch["positions"] % width
+        input_ids, targets = torch.zeros(2, rows, max_seq_len, dtype=torch.int64)
+        input_ids[:, : min(width, max_seq_len)] = batch["input_ids"][:, :max_seq_len]
+        mask = torch.zeros(rows, max_seq_len)
+        targets[row, column], mask[row, column] = batch["targets"], 1.0
+        inputs = [tensor.to(run.device) for tensor in (input_ids, targets, mask)]
+        with torch.no_grad():
+            ref_chosen, ref_rejected = logprobs(reference, *inputs).chunk(2)
+        chosen, rejected = logprobs(policy, *inputs).chunk(2)
+        loss = -F.logsigmoid(BETA * ((chosen - ref_chosen) - (rejected - ref_rejected))).mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return rows // 2
+
+    return step
+
+
+def our_step(run: Run, config: LMConfig, pairs: Pairs, positions: int, epochs: int, use_compile: bool) -> Step:
+    """One optimizer step as train_dpo.py makes it, and its share of the reference; returns the pairs trained on."""
+    torch.manual_seed(0)
+    flags = argparse.Namespace(learning_rate=1e-6, weight_decay=0.1, grad_clip=1.0, use_compile=use_compile, beta=BETA)
+    flags.loss_type, flags.label_smoothing, flags.length_normalize = "sigmoid", 0.0, False
+    model = MiniMindForCausalLM(config).to(run.device)
+    reference = copy.deepcopy(model).eval()
+    updater = Updater(run, flags, model)
+    table = torch.zeros(int(pairs.pairs.max()) + 1, 2, device=run.device)
+    loss_fn = make_loss(flags, table)
+    batches = itertools.cycle(plan_batches(pairs.lengths, positions, seed=0, epoch=0))
+    made = itertools.count()
+
+    def step() -> int:
+        ids = next(batches)
+        if next(made) % epochs == 0:
+            fill_logprobs(run, reference, pairs.take(ids), table)
+        _, sums = add_gradients(run, updater, loss_fn, iter([pairs.collate(ids)]), scale=1 / positions)
+        updater.step(sums, 1 / positions, flags.learning_rate)
+        return len(ids)
+
+    return step
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_path", required=True, help="jsonl of pairs: its lengths decide the padding")
+    parser.add_argument("--dim", type=int, default=512, help="width of the model")
+    parser.add_argument("--n_layers", type=int, default=8, help="number of blocks")
+    parser.add_argument("--batch_size", type=int, default=4, help="pairs per step")
+    parser.add_argument("--max_seq_len", type=int, default=1024, help="what the plain loop pads to, in tokens")
+    parser.add_argument("--epochs", type=int, default=2, help="epochs that share the cost of our reference")
+    parser.add_argument("--rounds", type=int, default=3, help="counted rounds after one for warm-up")
+    parser.add_argument("--steps", type=int, default=2, help="steps of each arm in a round")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
+    parser.add_argument("--compile", action="store_true", help="torch.compile our arms")
+    args = parser.parse_args(argv)
+
+    device = choose_device(args.device)
+    tokenizer = load_tokenizer()
+    config = LMConfig(dim=args.dim, n_layers=args.n_layers, vocab_size=len(tokenizer))
+    with tempfile.TemporaryDirectory() as cache_dir:
+        cache = open_token_cache(args.data_path, "preference", ChatFormat(tokenizer), cache_dir, log=lambda line: None)
+        pairs = Pairs.from_cache(cache, args.max_seq_len)
+    fast_dtype, remark = choose_dtype("bfloat16", device)
+    full, fast = Run(device, torch.float32), Run(device, fast_dtype)
+    positions = max(round(args.batch_size * float(pairs.lengths.mean())), int(pairs.lengths.max()) + 15)
+    ours = (config, pairs, positions, args.epochs, args.compile)
+    arms = {
+        "plain": plain_step(full, config, pairs, args.batch_size, args.max_seq_len),
+        "ours float32": our_step(full, *ours),
+        "ours": our_step(fast, *ours),
+    }
+    print(describe_machine(device), remark)
+    print(
+        f"{args.data_path}: {len(pairs)} pairs, {2 * pairs.rows.lengths.mean():.0f} tokens a pair on average, "
+        f"{2 * args.max_seq_len} positions when padded"
+    )
+    rounds = []
+    for rates in time_rounds(arms, args.rounds, args.steps, device):
+        rounds.append(rates)
+        print("  ".join(f"{name}: {rate:.2f}" for name, rate in rates.items()), flush=True)
+    print("\n| arm | pairs/s, median (min-max) | ratio to plain, median (min-max) |\n|---|---|---|")
+    for name in arms:
+        rates, ratios = [r[name] for r in rounds], [r[name] / r["plain"] for r in rounds]
+        print(
+            f"| {name} | {statistics.median(rates):.2f} ({min(rates):.2f}-{max(rates):.2f}) "
+            f"| {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f}) |"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""Merge a LoRA adapter into full weights, or write it in the format of Hugging Face's peft.
+
+    python scripts/convert_lora.py --lora_name lora_medical --merge_to medical       # eval_model.py --weight medical
+    python scripts/convert_lora.py --lora_name lora_medical --peft_dir out/peft_medical
+
+reads   out/lora/{lora_name}_{dim}[_moe].pth, a .pth file of any MiniMind version, or a directory of peft
+        out/{from_weight}_{dim}[_moe].pth      when merging
+writes  out/{merge_to}_{dim}[_moe].pth, or the directory
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from model.LMConfig import LMConfig  # noqa: E402
+from model.loading import load_model, save_weights, weights_path  # noqa: E402
+from model.model_lora import load_lora, lora_path, merge_lora, read_lora, write_peft  # noqa: E402
+from training.cli import add_model_flags, plain_errors  # noqa: E402
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_model_flags(parser)
+    parser.add_argument("--out_dir", default="out", help="where weights are read and written (%(default)s)")
+    parser.add_argument("--lora_name", required=True, help="the adapter: a name, a .pth file, or a directory of peft")
+    parser.add_argument("--from_weight", default="full_sft", help="weights that it was trained on (%(default)s)")
+    parser.add_argument("--merge_to", metavar="NAME", help="write full weights under this name")
+    parser.add_argument("--peft_dir", metavar="DIR", help="write the adapter for peft")
+    parser.add_argument("--base_model", help="noted in the peft directory: the base model's name or directory")
+    args = parser.parse_args(argv)
+    if not args.merge_to and not args.peft_dir:
+        parser.error("nothing to do: pass --merge_to NAME, --peft_dir DIR, or both")
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    with plain_errors():
+        config = LMConfig(dim=args.dim, n_layers=args.n_layers, use_moe=args.use_moe)
+        adapter = read_lora(lora_path(args.out_dir, args.lora_name, config), config)
+        if args.peft_dir:
+            write_peft(adapter, args.peft_dir, args.base_model)
+            print(args.peft_dir)
+        if args.merge_to:
+            model = load_model(config, weights_path(args.out_dir, args.from_weight, config))
+            load_lora(model, adapter)
+            merge_lora(model)
+            path = weights_path(args.out_dir, args.merge_to, config)
+            save_weights(model.state_dict(), path)
+            print(path)
+
+
+if __name__ == "__main__":
+    main()
