@@ -43,10 +43,6 @@ class Experts(nn.Module):
         stays on the device, so the host need not wait to learn it (but PyTorch does, inside, on GPUs older than H100,
         which have no grouped kernel).
         """
-        dtype = x.dtype
-        if torch.is_autocast_enabled(x.device.type):  # autocast passes over grouped_mm
-            dtype = torch.get_autocast_dtype(x.device.type)
-        x = x.to(dtype)
         gate, up = self.project("gate_proj", x, offsets), self.project("up_proj", x, offsets)
         return self.project("down_proj", F.silu(gate) * up, offsets)
 
@@ -90,6 +86,8 @@ class MoEFeedForward(nn.Module):
         expert, order = chosen.flatten().sort(stable=True)  # (N*k,) visits, those to the same expert side by side
         experts = torch.arange(router_logits.shape[-1], device=x.device)
         offsets = torch.searchsorted(expert, experts, right=True, out_int32=True)
+        if torch.is_autocast_enabled(x.device.type):  # autocast passes over the grouped product: cast here
+            x = x.to(torch.get_autocast_dtype(x.device.type))
         visits = x.flatten(0, 1).index_select(0, order // self.top_k)  # (N*k, D)
         y = self.experts(visits, offsets).index_select(0, order.argsort())  # back in the tokens' order
         y = (y.unflatten(0, (-1, self.top_k)) * weights[..., None].to(y.dtype)).sum(1).view_as(x)
