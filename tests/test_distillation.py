@@ -192,7 +192,7 @@ def test_only_logits_are_kept_for_the_backward_pass(teacher):
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
         make_loss(flags(), teacher)(student, batch)
-    assert not [size for size in sizes if size >= table]
+    assert sum(size >= table for size in sizes) == 2
 
 
 # The teacher
@@ -285,10 +285,10 @@ def test_impossible_flags_end_the_program(argv, capsys):
 def test_training_moves_the_student_towards_its_teacher(teacher):
     """A few steps of the loop's arithmetic: KL and loss fall."""
     student, run = sharp_model(0), toy_run()
-    loss_fn, batch = make_loss(flags(), teacher), toy_sequences().collate(np.arange(30))
+    loss_fn, batch = make_loss(flags(), teacher), toy_sequences().collate(np.arange(8))
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-2)
     kls = []
-    for _ in range(20):
+    for _ in range(12):
         with run.autocast():
             loss, weight, metrics = loss_fn(student, batch)
         (loss / weight).backward()
