@@ -1,0 +1,148 @@
+"""The life of a model on a few rows of the sample data: every stage reads what the one before wrote, dense and MoE.
+
+pretrain -> SFT (a student, and a larger teacher) -> DPO -> LoRA -> distillation -> reasoning -> eval_model.py
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import eval_model
+import train_distill_reason
+import train_distillation
+import train_dpo
+import train_full_sft
+import train_lora
+import train_pretrain
+from model.LMConfig import LMConfig
+from model.loading import load_model
+
+SAMPLE = Path(__file__).resolve().parents[1] / "dataset" / "sample"
+STUDENT, TEACHER = {"dim": 32, "n_layers": 2}, {"dim": 48, "n_layers": 3}
+
+
+@dataclass
+class Life:
+    """What one run through all stages left behind."""
+
+    out_dir: Path
+    suffix: str  # of its files: '' or '_moe'
+
+    @property
+    def use_moe(self) -> bool:
+        return self.suffix != ""
+
+    def steps(self, name: str) -> list[dict]:
+        """The log records of the stage that wrote this name, one a step."""
+        (log,) = self.out_dir.glob(f"logs/{name}{self.suffix}-*.jsonl")
+        records = [json.loads(line) for line in log.read_text().splitlines()]
+        return [record for record in records if "tokens_per_s" in record]
+
+    def heldout(self, name: str) -> dict:
+        """The last held-out figures of that stage."""
+        (log,) = self.out_dir.glob(f"logs/{name}{self.suffix}-*.jsonl")
+        return [r for r in map(json.loads, log.read_text().splitlines()) if "heldout_loss" in r][-1]
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["dense", "moe"])
+def life(request, tmp_path_factory) -> Life:
+    """All stages, one after the other, as their commands would run them."""
+    folder = tmp_path_factory.mktemp("moe" if request.param else "dense")
+    shared = (
+        f"--out_dir {folder / 'out'} --cache_dir {folder / 'cache'} --use_moe {request.param} --device cpu "
+        "--num_workers 0 --batch_size 8 --max_seq_len 128 --log_interval 1 --save_interval 0 --eval_interval 0 "
+        "--heldout_share 0.1 --dtype float32"
+    )
+
+    def run(stage, file: str, rows: int, flags: str, size: dict = STUDENT) -> None:
+        some = folder / file
+        lines = (SAMPLE / file).read_text(encoding="utf-8").splitlines()
+        some.write_text("\n".join(lines[:: len(lines) // rows][:rows]) + "\n", encoding="utf-8")
+        sizes = f"--dim {size['dim']} --n_layers {size['n_layers']}"
+        stage.main(f"{shared} {sizes} --data_path {some} {flags}".split())
+
+    run(train_pretrain, "pretrain.jsonl", 100, "--epochs 3 --learning_rate 3e-3 --accumulation_steps 1")
+    run(train_full_sft, "sft.jsonl", 40, "--epochs 3 --learning_rate 3e-3")
+    run(train_full_sft, "sft.jsonl", 40, "--epochs 3 --learning_rate 3e-3 --from_weight none", TEACHER)
+    run(train_dpo, "dpo.jsonl", 16, "--epochs 3 --learning_rate 1e-3")
+    run(train_lora, "lora_identity.jsonl", 20, "--epochs 3 --learning_rate 1e-2")
+    teacher = (
+        f"--teacher_dim {TEACHER['dim']} --teacher_n_layers {TEACHER['n_layers']} --teacher_use_moe {request.param}"
+    )
+    run(
+        train_distillation,
+        "sft.jsonl",
+        40,
+        f"--epochs 3 --learning_rate 1e-3 {sizes} --teacher_use_moe {request.param}",
+    )
+    run(train_distill_reason, "reason.jsonl", 20, "--epochs 3 --learning_rate 3e-3")
+    return Life(folder / "out", "_moe" if request.param else "")
+
+
+STAGES = ["pretrain", "full_sft", "rlhf", "lora/lora_identity", "full_dist", "reason"]
+
+
+def test_every_stage_writes_its_file_where_the_readme_says(life):
+    written = {path.relative_to(life.out_dir).as_posix() for path in life.out_dir.glob("**/*.pth")}
+    expected = {f"{stage}_32{life.suffix}.pth" for stage in STAGES} | {f"full_sft_48{life.suffix}.pth"}
+    assert {path for path in written if "checkpoints" not in path} == expected
+    for stage in STAGES:
+        if "lora" not in stage:
+            path = life.out_dir / f"{stage}_32{life.suffix}.pth"
+            load_model(LMConfig(**STUDENT, use_moe=life.use_moe), path)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_loss_falls(life, stage):
+    losses = [step["loss"] for step in life.steps(f"{Path(stage).name}_32")]
+    assert len(losses) >= 6
+    assert sum(losses[-2:]) < 0.97 * sum(losses[:2]), losses
+
+
+def test_each_stage_learns_what_it_is_for(life):
+    dpo, distillation = life.steps("rlhf_32"), life.steps("full_dist_32")
+    assert dpo[0]["loss"] - dpo[0]["aux_loss"] == pytest.approx(0.6931, abs=1e-3)  # policy == reference: log 2
+    assert dpo[-1]["reward_margin"] > 0
+    assert distillation[-1]["kl"] < distillation[0]["kl"]
+    assert distillation[-1]["loss"] == pytest.approx(
+        distillation[-1]["nll"] + 1.5**2 * distillation[-1]["kl"] + distillation[-1]["aux_loss"], rel=1e-4
+    )
+    assert 0 <= life.heldout("reason_32")["tag_obedience"] <= 1
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_log_says_how_evenly_the_experts_are_used(life, stage):
+    """Of a mixture of experts, in every stage: no expert dies on the sample data (and a dense model logs nothing)."""
+    for record, prefix in (
+        (life.steps(f"{Path(stage).name}_32")[-1], ""),
+        (life.heldout(f"{Path(stage).name}_32"), "heldout_"),
+    ):
+        shares = [record[name] for name in record if name.startswith(f"{prefix}expert_") and name[-1].isdigit()]
+        assert len(shares) == (4 if life.use_moe else 0)
+        if life.use_moe:
+            assert sum(shares) == pytest.approx(1, abs=1e-3)
+            assert min(shares) > 0.1 and record[f"{prefix}expert_min"] > 0.03
+            assert 0.9 < record[f"{prefix}expert_entropy"] <= 1
+
+
+def ask(life: Life, capsys, *flags: str) -> str:
+    sizes = ["--dim", "32", "--n_layers", "2", "--use_moe", str(life.use_moe), "--out_dir", str(life.out_dir)]
+    short = ["--device", "cpu", "--max_new_tokens", "8", "--temperature", "0", "--show_speed", "False"]
+    assert eval_model.main([*sizes, *short, *flags]) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flags", ["--model_mode 0", "--model_mode 1", "--model_mode 2", "--model_mode 3",
+                                   "--weight full_dist", "--lora_name lora_identity"])  # fmt: skip
+def test_eval_answers_with_every_stages_weights(life, capsys, flags):
+    output = ask(life, capsys, *flags.split(), "--prompt", "你好")
+    assert "👶: 你好" in output and "🤖️: " in output
+
+
+def test_eval_scores_the_reasoning_model(life, capsys, tmp_path):
+    questions = tmp_path / "some.jsonl"
+    lines = (SAMPLE / "reason_heldout.jsonl").read_text(encoding="utf-8").splitlines()
+    questions.write_text("\n".join(lines[:3]), encoding="utf-8")
+    assert "held-out score: " in ask(life, capsys, "--model_mode", "3", "--score", str(questions)).splitlines()[-1]
