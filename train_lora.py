@@ -15,7 +15,7 @@ measured before and after: a model that learns something new should not forget t
 reads   out/full_sft_{dim}[_moe].pth            from --out_dir; another stage or file with --from_weight
         dataset/lora_identity.jsonl             {"conversations": [{"role", "content"}, ...]} a line
 writes  out/lora/{lora_name}_{dim}[_moe].pth    the adapter: eval_model.py --lora_name talks with it
-        out/lora/checkpoints/, out/logs/        state for --resume; log and loss curve
+        out/checkpoints/, out/logs/             state for --resume; log and loss curve
 """
 
 from argparse import Namespace
