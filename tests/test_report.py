@@ -1,12 +1,16 @@
 """Log lines, jsonl, curve, trackers, and what watches over a run."""
 
+import argparse
 import json
 import math
 import statistics
+import sys
+import types
 
 import numpy as np
 import pytest
 import torch
+from test_loop import interrupt_at
 from toy import toy_args, toy_model, toy_run, toy_sequences, toy_train
 
 from training.checkpoint import Progress
@@ -98,16 +102,59 @@ def test_other_ranks_write_nothing(tmp_path, capsys):
 # Trackers
 
 
-def test_tensorboard_receives_what_the_log_receives(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+class FakePackage:
+    """Stands for wandb, swanlab and torch's SummaryWriter, which are not installed everywhere: notes every call."""
 
-    toy_train(tmp_path, "--max_steps", "4", "--log_interval", "2", "--tracker", "tensorboard")
-    (folder,) = (tmp_path / "logs" / "tensorboard").iterdir()
-    events = EventAccumulator(str(folder)).Reload()
+    def __init__(self):
+        self.calls, self.id = [], "made-up-id"
+
+    def init(self, **options):
+        self.calls.append(("init", options))
+        return self
+
+    def log(self, values, step):
+        self.calls.append(("log", step, values))
+
+    def add_scalar(self, name, value, step):
+        self.log({name: value}, step)
+
+    def finish(self):
+        self.calls.append(("finish",))
+
+    close = finish
+
+
+@pytest.mark.parametrize("name", ["wandb", "swanlab", "tensorboard"])
+def test_a_tracker_receives_what_the_log_receives(name, tmp_path, monkeypatch):
+    fake = FakePackage()
+    monkeypatch.setattr("training.cli.is_installed", lambda package: True)
+    if name == "tensorboard":
+        module = types.SimpleNamespace(SummaryWriter=lambda folder: fake.init(folder=folder))
+        monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    else:
+        monkeypatch.setitem(sys.modules, name, fake)
+    flags = ["--tracker", name, "--wandb_project", "P", "--wandb_run_name", "R"]
+    toy_train(tmp_path, "--max_steps", "4", "--log_interval", "2", *flags)
     (log,) = (tmp_path / "logs").glob("*.jsonl")
-    logged = series(read_log(log), "loss")
-    assert [e.step for e in events.Scalars("loss")] == [2, 4]
-    assert [e.value for e in events.Scalars("loss")] == pytest.approx([value for _, value in logged])
+    received = [(call[1], call[2]["loss"]) for call in fake.calls if call[0] == "log" and "loss" in call[2]]
+    assert received == series(read_log(log), "loss") and len(received) == 2
+    options = fake.calls[0][1]
+    if name == "tensorboard":
+        assert options["folder"] == tmp_path / "logs" / "tensorboard" / log.stem
+    else:
+        assert options["project"] == "P" and "R" in options.values() and options["config"]["max_steps"] == 4
+    assert fake.calls[-1] == ("finish",)
+
+
+def test_wandb_continues_the_run_of_the_saved_id(tmp_path, monkeypatch):
+    fake = FakePackage()
+    monkeypatch.setattr("training.cli.is_installed", lambda package: True)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    for run_id in (None, "abc"):
+        assert start_tracker(toy_run(), toy_args(tmp_path, "--use_wandb"), "log", run_id).id == "made-up-id"
+    first, second = (call[1] for call in fake.calls)
+    assert (first["id"], first["resume"], first["name"]) == (None, None, "log")
+    assert (second["id"], second["resume"]) == ("abc", "allow")
 
 
 def test_a_continued_run_goes_on_with_the_same_tracker_run(tmp_path, monkeypatch):
@@ -121,8 +168,6 @@ def test_a_continued_run_goes_on_with_the_same_tracker_run(tmp_path, monkeypatch
         return Recording()
 
     monkeypatch.setattr("training.loop.start_tracker", start)
-    from test_loop import interrupt_at
-
     with pytest.raises(SystemExit):
         toy_train(tmp_path, loss_fn=interrupt_at(3))
     toy_train(tmp_path, "--resume")
@@ -133,7 +178,7 @@ def test_no_tracker_by_default_and_on_other_ranks(tmp_path):
     run = toy_run()
     assert isinstance(start_tracker(run, toy_args(tmp_path), "x"), NoTracker)
     run.rank = 1
-    assert isinstance(start_tracker(run, toy_args(tmp_path, "--tracker", "tensorboard"), "x"), NoTracker)
+    assert isinstance(start_tracker(run, argparse.Namespace(tracker="wandb"), "x"), NoTracker)
 
 
 # Watching

@@ -58,7 +58,6 @@ class Evaluation:
             names, sums = list(values), numbers if not names else sums + numbers
         model.train()
         names = run.from_main(names)
-        run.barrier()  # ranks may need very different times; the sum below waits only for a short one
         sums = sums if len(sums) else torch.zeros(len(names), dtype=torch.float64)
         total = dict(zip(names, run.sum_over_ranks(sums.to(run.device, torch.float32)).tolist(), strict=True))
         weight, byte_count, targets = max(total.pop("weight"), 1.0), total.pop("bytes"), total.pop("targets")

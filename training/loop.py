@@ -27,7 +27,7 @@ from .evaluation import Evaluation
 from .inputs import Data
 from .optim import Updater, lr_at
 from .report import Meter, Report
-from .runtime import Run, stop_on_signals
+from .runtime import Run, leave_together, stop_on_signals
 from .saver import MAX_BAD_STEPS, Saver, resume_command
 from .trackers import start_tracker
 from .watch import Watch, memory_report, out_of_memory_advice
@@ -54,6 +54,8 @@ def train(
         run.broadcast(model)
         memory = memory_report(run, args, model, loss_fn, data.train.collate, plans[0][0], budget)
         updater = make_updater(run, args, model)
+        if updater.equal_shares:
+            plans = [plan[: len(plan) // run.world_size * run.world_size] for plan in plans]
         progress, meter = Progress(), Meter()
         saver = Saver(run, args, model.config, updater, progress, weights, data.fingerprint)
         with plain_errors():
@@ -117,6 +119,7 @@ def train(
     if not is_last:
         run.log(f"stopped after step {progress.step} of {total_steps}; everything is saved. Continue with:")
         run.log(f"  {resume_command()}")
+        leave_together(run)
         raise SystemExit(128 + (run.stop_signal or signal.SIGTERM))
     run.log(f"done: {saver.weights_path}  log: {report.path}")
 

@@ -90,9 +90,9 @@ class Run:
                 self.barrier()
 
     def sum_over_ranks(self, tensor: Tensor) -> Tensor:
-        """The sum of a tensor over all processes, in place; every process gets it."""
+        """The sum of a tensor over all processes, in place; every process gets it, however long the others need."""
         if self.world_size > 1:
-            dist.all_reduce(tensor, group=self.step_group)
+            dist.all_reduce(tensor)
         return tensor
 
     def broadcast(self, model: nn.Module) -> None:
@@ -131,7 +131,7 @@ class Run:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         flat = torch.cat([p.grad.flatten() for p in parameters] + [step_sums])
-        self.sum_over_ranks(flat)
+        dist.all_reduce(flat, group=self.step_group)
         *gradients, summed = flat.split([p.numel() for p in parameters] + [len(step_sums)])
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad.copy_(gradient.view_as(parameter))
@@ -222,9 +222,32 @@ def distributed_run(args) -> Iterator[Run]:
                 flush=True,
             )
         raise
+    else:
+        leave_together(run)
     finally:
         if world_size > 1:
             dist.destroy_process_group()
+
+
+def leave_together(run: Run) -> None:
+    """Return on any process only when all have finished their collectives.
+
+    Gloo resets its connections when a process leaves, and what a slower one has not yet received is lost with them: it
+    would report a failure at the end of a good run. Everybody tells rank 0, then rank 0 answers; if only the answer is
+    lost, the work is done all the same, hence the suppressed error.
+    """
+    if run.world_size == 1:
+        return
+    token, others = torch.zeros(1), range(1, run.world_size)
+    with contextlib.suppress(RuntimeError):
+        if run.is_main:
+            for rank in others:
+                dist.recv(token, src=rank)
+            for rank in others:
+                dist.send(token, dst=rank)
+        else:
+            dist.send(token, dst=0)
+            dist.recv(token, src=0)
 
 
 @contextlib.contextmanager

@@ -169,7 +169,7 @@ def is_plain(value) -> bool:
     """True for values that a state can hold and compare: no tensors, dtypes or objects."""
     if isinstance(value, dict):
         return all(map(is_plain, value.values()))
-    return value is None or isinstance(value, (bool, int, float, str, list))
+    return value is None or isinstance(value, (bool, int, float, str, list, tuple))
 
 
 def starting_checksum(args, config) -> str:

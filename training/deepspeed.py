@@ -1,0 +1,124 @@
+"""ZeRO with DeepSpeed: every rank keeps a part of the optimizer (stage 1), gradients (2) and weights (3).
+
+Rajbhandari et al. 2020, https://arxiv.org/abs/1910.02054. The package is imported only for ``--deepspeed FILE``. The
+file is DeepSpeed's own (https://www.deepspeed.ai/docs/config-json); what our flags already say is filled in here.
+States and weights have the same format as without DeepSpeed, so a run may continue with it or without it.
+"""
+
+import copy
+import json
+import os
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from .optim import make_optimizer, set_lr
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class ZeroUpdater:
+    """The counterpart of training.optim.Updater, see there for what the methods promise."""
+
+    equal_shares = True  # ZeRO exchanges weights and gradients in every micro-batch, so all ranks need as many
+
+    def __init__(self, run, args, model: nn.Module):
+        os.environ.setdefault("DS_ACCELERATOR", run.device.type)
+        import deepspeed
+
+        self.run, self._module, self._deepspeed = run, model, deepspeed
+        self.shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+        self._plain = copy.deepcopy(model)
+        if not dist.is_initialized():  # one process without a launcher
+            dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        optimizer = make_optimizer(model, args.learning_rate, args.weight_decay)
+        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self._groups = optimizer.state_dict()["param_groups"]
+        self.model, self._zero, *_ = deepspeed.initialize(
+            model=model, optimizer=optimizer, config=complete_config(args, run.dtype), dist_init_required=False
+        )
+
+    def backward(self, loss: Tensor) -> None:
+        self._zero.override_loss_scale(1.0)
+        self.model.backward(loss)
+
+    def step(self, sums: Tensor, scale: float, lr: float) -> tuple[Tensor, Tensor, Tensor]:
+        set_lr(self._zero.optimizer, lr)
+        sums = self.run.sum_over_ranks(sums)
+        # DeepSpeed averages over the ranks, then divides by its loss scale: make that the mean over the step's weight.
+        self._zero.override_loss_scale((float(sums[1]) or 1.0) * scale / self.run.world_size)
+        self.model.step()
+        skipped = float(self._zero.overflow)
+        norm = float("inf") if skipped else float(self.model.get_global_grad_norm())
+        return sums, torch.tensor(norm, device=sums.device), torch.tensor(skipped, device=sums.device)
+
+    def full_model(self) -> nn.Module:
+        with torch.no_grad():
+            for shard, whole in zip(self._module.parameters(), self._plain.parameters(), strict=True):
+                whole.copy_(self._gather(shard))
+        return self._plain
+
+    def _gather(self, shard: nn.Parameter) -> Tensor:
+        """A whole float32 weight, from all ranks."""
+        if shard.requires_grad:
+            return self._deepspeed.utils.safe_get_full_fp32_param(shard)
+        with self._deepspeed.zero.GatheredParameters([shard]):  # frozen weights are sharded by stage 3 alone
+            return shard.detach().clone()
+
+    def state(self) -> dict:
+        get = self._deepspeed.utils.safe_get_full_optimizer_state
+        moments = {}
+        steps = [entry["step"] for entry in self._zero.optimizer.state.values() if "step" in entry]
+        if steps:
+            for i, parameter in enumerate(self._parameters):
+                moments[i] = {name: get(parameter, name) for name in MOMENTS}
+                moments[i]["step"] = torch.as_tensor(steps[0], dtype=torch.float32)
+        optimizer = {"state": moments, "param_groups": self._groups}
+        return {"model": self.full_model().state_dict(), "optimizer": optimizer, "scaler": {}}
+
+    def load_state(self, state: dict) -> None:
+        self._plain.load_state_dict(state["model"])
+        for shard, whole in zip(self._module.parameters(), self._plain.parameters(), strict=True):
+            if shard.requires_grad:
+                self._deepspeed.utils.safe_set_full_fp32_param(shard, whole.detach())
+        moments = state["optimizer"]["state"]
+        if not moments:
+            return
+        self._make_moments(moments[0]["step"])
+        for i, parameter in enumerate(self._parameters):
+            for name in MOMENTS:
+                self._deepspeed.utils.safe_set_full_optimizer_state(
+                    parameter, moments[i][name].to(self.run.device), name
+                )
+
+    def _make_moments(self, step: Tensor) -> None:
+        """Give the fresh optimizer the tensors that it would make in its first step."""
+        flat = getattr(self._zero, "fp32_partitioned_groups_flat", None)  # stage 3
+        for shard in flat or self._zero.single_partition_of_fp32_groups:
+            entry = {name: torch.zeros_like(shard) for name in MOMENTS}
+            self._zero.optimizer.state[shard] = {**entry, "step": step.to(shard.device, copy=True)}
+        if not flat:
+            self._zero._lazy_init_hp_params_optimizer_state()
+
+
+def complete_config(args, dtype: torch.dtype) -> dict:
+    """The user's DeepSpeed configuration, with everything that our flags decide. Raises ValueError on bad JSON."""
+    with open(args.deepspeed, encoding="utf-8") as file:
+        try:
+            config = json.load(file)
+        except ValueError as error:
+            raise ValueError(f"{args.deepspeed} is not JSON: {error}") from error
+    stage = config.get("zero_optimization", {}).get("stage", 0)
+    if stage not in (1, 2, 3):
+        raise ValueError(f"{args.deepspeed}: zero_optimization.stage is {stage}, must be 1, 2 or 3")
+    return {
+        "steps_per_print": 2**31,
+        "zero_allow_untested_optimizer": True,
+        **config,
+        "train_micro_batch_size_per_gpu": args.batch_size,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,  # we call step() when a step is complete
+        "gradient_clipping": args.grad_clip,
+        "torch_autocast": {"enabled": dtype != torch.float32, "dtype": str(dtype).removeprefix("torch.")},
+    }
