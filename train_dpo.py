@@ -5,7 +5,7 @@ likely it has become than under the model that training started from (the refere
 reward to be the higher one. --loss_type ipo: Azar et al. 2023, https://arxiv.org/abs/2310.12036, equation 17.
 
 The log-probability of an answer is the sum over its tokens, as in the paper; a mean would make beta mean something else
-for every length (--length_normalize gives it, and then wants a beta some hundred times larger). 0.1 is the paper's beta.
+for every length (--length_normalize gives it, and then wants a beta some hundred times larger). The paper's is 0.1.
 The learning rate is a fraction of SFT's: DPO only reorders what the model can say already, and a larger one soon lowers
 the likelihood of the chosen answers too: watch chosen_logp. 2e-6 separates the sample's pairs in two epochs; upstream's
 1e-8, with a mean over 3,000 padded positions, changed next to nothing.
