@@ -28,12 +28,12 @@ MAY_IMPORT = {
     "training": {"training", "inference", "dataset", "model"},
 }
 SCRIPTS = sorted([*ROOT.glob("*.py"), *ROOT.glob("scripts/*.py")])
-CODE = sorted(p for folder in (*PACKAGES, "scripts") for p in ROOT.glob(f"{folder}/**/*.py")) + sorted(
-    ROOT.glob("*.py")
-)
+MODULES = [path for package in PACKAGES for path in sorted(ROOT.glob(f"{package}/**/*.py"))]
+CODE = sorted({*MODULES, *SCRIPTS, *ROOT.glob("scripts/**/*.py")})
 DEV_CODE = sorted([*ROOT.glob("tests/**/*.py"), *ROOT.glob("benchmarks/**/*.py")])
 OURS = {*PACKAGES, "scripts", "tests", "benchmarks", *(p.stem for p in (*SCRIPTS, *ROOT.glob("scripts/*"), *DEV_CODE))}
-NOT_IMPORTED = {"ruff", "tensorboard"}  # the first is run, the second is imported by torch.utils.tensorboard
+NOT_IMPORTED = {"ruff", "ninja", "tensorboard"}  # two are run, the last is imported by torch.utils.tensorboard
+LAZY = {"training/deepspeed.py"}  # modules on top of an optional package, imported only inside functions
 DOCUMENTS = [ROOT / "README.md", ROOT / "README_en.md", *sorted(ROOT.glob("docs/**/*.md")), ROOT / "dataset/README.md"]
 READMES = (ROOT / "README.md", ROOT / "README_en.md")
 
@@ -74,6 +74,13 @@ def test_modules_import_only_what_lies_below_them(path):
     if folder in MAY_IMPORT:
         wrong = names & OURS - MAY_IMPORT[folder]
         assert not wrong, f"{folder}/ may not import {sorted(wrong)}"
+    lazy = {Path(name).stem for name in LAZY} & {
+        part
+        for statement in parse(path).body
+        if isinstance(statement, ast.ImportFrom) and statement.level
+        for part in (statement.module, *(alias.name for alias in statement.names))
+    }
+    assert not lazy, f"import {sorted(lazy)} inside a function: its package is optional"
     scripts = names & {script.stem for script in SCRIPTS} - {path.stem}
     assert not scripts, f"scripts are run, not imported: {sorted(scripts)}"
 
@@ -114,9 +121,7 @@ assert not torch.cuda.is_initialized(), "CUDA was initialised"
 assert [t.name for t in threading.enumerate()] == ["MainThread"], threading.enumerate()
 """
     scripts = [str(path) for path in SCRIPTS]  # first: they put the repository on the search path
-    modules = [
-        name_of(p).removesuffix(".py").replace("/", ".") for p in CODE if name_of(p).partition("/")[0] in PACKAGES
-    ]
+    modules = [name_of(p).removesuffix(".py").replace("/", ".") for p in MODULES if name_of(p) not in LAZY]
     done = subprocess.run(
         [sys.executable, "-B", "-c", program, *scripts, *modules], cwd=tmp_path, capture_output=True, text=True
     )
@@ -140,7 +145,7 @@ def third_party(names: set[str]) -> set[str]:
 def test_requirements_are_exactly_what_is_imported():
     """requirements.txt: imported by the code. -optional: only inside functions. -dev: by tests and benchmarks."""
     core, dev, optional = (set(requirements(f"requirements{suffix}.txt")) for suffix in ("", "-dev", "-optional"))
-    at_once = third_party(set().union(*(imported_at_once(parse(path)) for path in CODE)))
+    at_once = third_party(set().union(*(imported_at_once(parse(p)) for p in CODE if name_of(p) not in LAZY)))
     anywhere = third_party(set().union(*(imported(parse(path)) for path in CODE)))
     in_tests = third_party(set().union(*(imported(parse(path)) for path in DEV_CODE)))
     assert not at_once - core, f"missing in requirements.txt: {sorted(at_once - core)}"
