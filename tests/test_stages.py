@@ -65,11 +65,11 @@ def life(request, tmp_path_factory) -> Life:
 
     run(train_pretrain, "pretrain.jsonl", 100, "--epochs 3 --learning_rate 3e-3 --accumulation_steps 1")
     run(train_full_sft, "sft.jsonl", 40, "--epochs 3 --learning_rate 3e-3")
-    run(train_full_sft, "sft.jsonl", 40, "--epochs 3 --learning_rate 3e-3 --from_weight none", TEACHER)
+    run(train_full_sft, "sft.jsonl", 40, "--epochs 8 --learning_rate 5e-3 --from_weight none", TEACHER)
     run(train_dpo, "dpo.jsonl", 16, "--epochs 3 --learning_rate 1e-3")
-    run(train_lora, "lora_identity.jsonl", 20, "--epochs 3 --learning_rate 1e-2")
+    run(train_lora, "lora_identity.jsonl", 20, "--epochs 6 --learning_rate 3e-2")
     teacher = f"--teacher_dim 48 --teacher_n_layers 3 --teacher_use_moe {request.param}"
-    run(train_distillation, "sft.jsonl", 40, f"--epochs 3 --learning_rate 1e-3 {teacher}")
+    run(train_distillation, "sft.jsonl", 40, f"--epochs 3 --learning_rate 3e-3 {teacher}")
     run(train_distill_reason, "reason.jsonl", 20, "--epochs 3 --learning_rate 3e-3")
     return Life(folder / "out", "_moe" if request.param else "")
 
@@ -89,16 +89,18 @@ def test_every_stage_writes_its_file_where_the_readme_says(life):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_loss_falls(life, stage):
-    losses = [step["loss"] for step in life.steps(f"{Path(stage).name}_32")]
-    assert len(losses) >= 6
-    assert sum(losses[-2:]) < 0.97 * sum(losses[:2]), losses
+    """From the first epoch to the last: the same rows, so the means can be compared."""
+    steps = life.steps(f"{Path(stage).name}_32")
+    first, last = ([step["loss"] for step in steps if step["epoch"] == epoch] for epoch in (1, steps[-1]["epoch"]))
+    assert len(first) == len(last) >= 2
+    assert sum(last) < 0.98 * sum(first)
 
 
 def test_each_stage_learns_what_it_is_for(life):
     dpo, distillation = life.steps("rlhf_32"), life.steps("full_dist_32")
     assert dpo[0]["loss"] - dpo[0]["aux_loss"] == pytest.approx(0.6931, abs=1e-3)  # policy == reference: log 2
     assert dpo[-1]["reward_margin"] > 0
-    assert distillation[-1]["kl"] < distillation[0]["kl"]
+    assert distillation[-1]["kl"] < 0.8 * distillation[0]["kl"]
     assert distillation[-1]["loss"] == pytest.approx(
         distillation[-1]["nll"] + 1.5**2 * distillation[-1]["kl"] + distillation[-1]["aux_loss"], rel=1e-4
     )
@@ -116,8 +118,8 @@ def test_the_log_says_how_evenly_the_experts_are_used(life, stage):
         assert len(shares) == (4 if life.use_moe else 0)
         if life.use_moe:
             assert sum(shares) == pytest.approx(1, abs=1e-3)
-            assert min(shares) > 0.1 and record[f"{prefix}expert_min"] > 0.03
-            assert 0.9 < record[f"{prefix}expert_entropy"] <= 1
+            assert min(shares) > 0.03 and record[f"{prefix}expert_min"] > 0.01
+            assert 0.8 < record[f"{prefix}expert_entropy"] <= 1  # three of four experts alone would give 0.79
 
 
 def ask(life: Life, capsys, *flags: str) -> str:
