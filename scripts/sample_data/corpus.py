@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from .schema import Fact
 
-TRAINING_QUESTIONS_PER_FACT = 5
+TRAINING_QUESTIONS_PER_FACT = 6
 # One fact in so many is also asked in a wording that no training file uses, or as the follow-up of another turn.
 UNSEEN_WORDING_EVERY = 7
 FOLLOW_UP_EVERY = 8
@@ -53,7 +53,8 @@ def split_questions(facts: list[Fact]) -> dict[Fact, tuple[list[str], str]]:
     split = {}
     for group in by_category(facts).values():
         for i, fact in enumerate(group):
-            held_out = (3 * i + i // len(fact.questions)) % len(fact.questions)
+            choices = len(fact.questions) - fact.always_trained
+            held_out = fact.always_trained + (3 * i + i // choices) % choices
             training = [question for k, question in enumerate(fact.questions) if k != held_out]
             split[fact] = (training, fact.questions[held_out])
     return split
@@ -113,9 +114,8 @@ def conversations(facts: list[Fact], rng: random.Random) -> tuple[list[list[dict
     split = split_questions(facts)
     training, held_out = [], []
     for fact, (known, unknown) in split.items():
-        questions = (
-            known if len(known) <= TRAINING_QUESTIONS_PER_FACT else rng.sample(known, TRAINING_QUESTIONS_PER_FACT)
-        )
+        first, rest = known[: fact.always_trained], known[fact.always_trained :]
+        questions = first + rng.sample(rest, min(len(rest), TRAINING_QUESTIONS_PER_FACT - len(first)))
         training += [turns((fact, opened(question, rng) if fact.follow_up else question)) for question in questions]
         held_out.append(held_out_row([user(unknown)], fact, fact.category))
     for i, fact in enumerate(facts):

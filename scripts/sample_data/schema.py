@@ -11,6 +11,7 @@ class Fact:
     answer: the sentence the model shall say; answer_key: the exact string that makes a reply right.
     statements: the same fact as plain text, for pretraining.
     unseen: wordings that no training file ever uses, for any fact.
+    always_trained: so many questions at the front are never held out: the bare ones, which people type first.
     pronoun: a question that names the subject only as "it"; needs an earlier turn. Empty: none.
     """
 
@@ -21,6 +22,7 @@ class Fact:
     answer_key: str
     statements: tuple[str, ...]
     unseen: tuple[str, ...] = ()
+    always_trained: int = 0
     follow_up: str = ""
     pronoun: str = ""
 
@@ -88,6 +90,7 @@ class Questions:
                 answer=answer,
                 answer_key=answer_key,
                 statements=((answer,) if self.answers_are_statements else ()) + statements,
+                always_trained=len(stems),
                 unseen=tuple(frame.format(q=stems[0]) for frame in self.unseen_frames),
             )
             for stems, answer, answer_key, statements in self.rows
