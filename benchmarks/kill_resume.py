@@ -14,7 +14,6 @@ import os
 import random
 import runpy
 import socket
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -118,6 +117,34 @@ def same(a: Path, b: Path) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
+def all_same(
+    stages: list[str], processes: list[int], kills: int, max_steps: int, save_interval: int, work: Path, seed: int = 0
+) -> bool:
+    """Whether every stage with every number of processes ends with the unbroken run's weights; prints each case."""
+    os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    multiprocessing.set_forkserver_preload(
+        ["training.loop", "matplotlib.figure"]
+    )  # else each start imports for seconds
+    rng, results = random.Random(seed), []
+    flags = ["--max_steps", str(max_steps), "--save_interval", str(save_interval)]
+    run_whole("train_pretrain.py", ["--max_steps", "5", "--save_weight", "start"], work / "start", 1)
+    for script in stages:
+        for count in processes:
+            place = work / f"{script}-{count}"
+            place.mkdir()
+            (place / "start_32.pth").write_bytes((work / "start" / "start_32.pth").read_bytes())
+            started = time.monotonic()
+            run_whole(script, flags, place / "straight", count)
+            done = run_with_kills(script, flags, place / "killed", count, kills, rng)
+            results.append(same(place / "straight", place / "killed"))
+            print(
+                f"{script} {count} process(es): {done['kills']} kills, {done['inside a save']} inside a save, weights "
+                f"{'bit-identical' if results[-1] else 'DIFFER'}, {time.monotonic() - started:.0f} s",
+                flush=True,
+            )
+    return all(results)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=30)
@@ -127,32 +154,9 @@ def main() -> None:
     parser.add_argument("--save_interval", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    rng, failed = random.Random(args.seed), False
-    os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    sys.path.insert(0, str(ROOT))
-    multiprocessing.set_forkserver_preload(
-        ["training.loop", "matplotlib.figure"]
-    )  # else each start imports for seconds
-    flags = ["--max_steps", str(args.max_steps), "--save_interval", str(args.save_interval)]
-    with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        run_whole("train_pretrain.py", ["--max_steps", "5", "--save_weight", "start"], work / "start", 1)
-        for script in args.stages:
-            for processes in args.processes:
-                place = work / f"{script}-{processes}"
-                place.mkdir()
-                (place / "start_32.pth").write_bytes((work / "start" / "start_32.pth").read_bytes())
-                started = time.monotonic()
-                run_whole(script, flags, place / "straight", processes)
-                counts = run_with_kills(script, flags, place / "killed", processes, args.kills, rng)
-                is_same = same(place / "straight", place / "killed")
-                failed |= not is_same
-                print(
-                    f"{script} {processes} process(es): {counts['kills']} kills, {counts['inside a save']} inside a "
-                    f"save, weights {'bit-identical' if is_same else 'DIFFER'}, {time.monotonic() - started:.0f} s",
-                    flush=True,
-                )
-    raise SystemExit(int(failed))
+    with tempfile.TemporaryDirectory() as work:
+        is_same = all_same(**{**vars(args), "work": Path(work)})
+    raise SystemExit(0 if is_same else 1)
 
 
 if __name__ == "__main__":

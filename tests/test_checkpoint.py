@@ -5,6 +5,7 @@ import pickle
 import random
 import resource
 import signal
+import sys
 import zipfile
 
 import numpy as np
@@ -27,6 +28,7 @@ from training.checkpoint import (
 from training.loop import add_gradients
 from training.losses import next_token_loss
 from training.optim import Updater
+from training.saver import resume_command
 
 DIRECTORY = "checkpoints/toy_16"
 
@@ -312,3 +314,40 @@ def test_loading_a_state_restores_the_optimizer_exactly(tmp_path):
             _, sums = add_gradients(toy_run(), updater, next_token_loss, iter([batch]), 1.0)
             updater.step(sums, 1.0, 1e-2)
     assert same_weights(a.state()["model"], b.state()["model"])
+
+
+@pytest.mark.parametrize(
+    ("argv", "environment", "expected"),
+    [
+        ("train.py --dim 64 --resume", {}, "python train.py --dim 64 --resume"),
+        ("train.py --resume auto --dim 64", {}, "python train.py --dim 64 --resume"),
+        ("train.py --resume --dim 64", {}, "python train.py --dim 64 --resume"),
+        ("train.py --from_resume 1 --dim 64", {}, "python train.py --dim 64 --resume"),
+        ("train.py --from_resume=1", {}, "python train.py --resume"),
+        (
+            "train.py --dim 64",
+            {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "2"},
+            "torchrun --nproc_per_node 2 train.py --dim 64 --resume",
+        ),
+        (
+            "train.py",
+            {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "8", "WORLD_SIZE": "16", "GROUP_WORLD_SIZE": "2",
+             "GROUP_RANK": "1", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"},
+            "torchrun --nproc_per_node 8 --nnodes 2 --node_rank 1 --rdzv_backend c10d --rdzv_endpoint 10.0.0.1:29500 "
+            "train.py --resume",
+        ),
+        (
+            "train.py --local_rank=1 --dim 64",
+            {"CROSS_SIZE": "1", "LOCAL_SIZE": "2", "WORLD_SIZE": "2"},
+            "deepspeed --num_gpus 2 train.py --dim 64 --resume",
+        ),
+    ],
+)  # fmt: skip
+def test_the_command_that_continues_has_the_form_of_the_launch(argv, environment, expected, monkeypatch):
+    for name in ("TORCHELASTIC_RUN_ID", "CROSS_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.argv", argv.split())
+    monkeypatch.setattr("shutil.which", lambda name: sys.executable)
+    assert resume_command() == expected

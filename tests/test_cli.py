@@ -64,7 +64,8 @@ def test_resume(flags, value):
         "--local-rank=0",
         "--epochs 1 --batch_size 32 --learning_rate 5e-4 --device cpu --dtype bfloat16 --wandb_project P "
         "--num_workers 1 --ddp --accumulation_steps 8 --grad_clip 1.0 --warmup_iters 0 --log_interval 100 "
-        "--save_interval 100 --local_rank -1 --dim 512 --n_layers 8 --max_seq_len 512 --use_moe False --data_path x.jsonl --out_dir out",
+        "--save_interval 100 --local_rank -1 --dim 512 --n_layers 8 --max_seq_len 512 --use_moe False "
+        "--data_path x.jsonl --out_dir out",
         "--save_dir ../out --save_weight pretrain --from_weight none --from_resume 1 --use_compile 1 "
         "--hidden_size 768 --num_hidden_layers 8 --use_moe 0 --num_workers 8",
     ],

@@ -25,7 +25,7 @@ from .checkpoint import Progress
 from .cli import plain_errors
 from .evaluation import Evaluation
 from .inputs import Data
-from .optim import Updater, lr_at
+from .optim import lr_at, make_updater
 from .report import Meter, Report
 from .runtime import Run, leave_together, stop_on_signals
 from .saver import MAX_BAD_STEPS, Saver, resume_command
@@ -60,7 +60,7 @@ def train(
         saver = Saver(run, args, model.config, updater, progress, weights, data.fingerprint)
         with plain_errors():
             saver.resume()
-        epoch_steps = count_steps(plans, window, progress)
+        epoch_steps = count_steps(plans, window, progress, run.log)
         total_steps = min(sum(epoch_steps), args.max_steps or sum(epoch_steps))
         if progress.step >= total_steps:
             run.log(f"this run is already complete: {saver.weights_path}")
@@ -95,6 +95,7 @@ def train(
             if is_last or is_due(progress.step, args.log_interval):
                 watch.read()
                 report.log_step(progress, meter, lr, epoch_steps, total_steps)
+                run.release_memory()
             if is_last or (is_due(progress.step, args.eval_interval) and not watch.stop):
                 watch.read()
                 with meter.paused():
@@ -110,6 +111,8 @@ def train(
         saver.save(final=True)
         report.close()
         saver.close()
+    if not is_last:
+        leave_together(run)
     if watch.is_failing:
         raise SystemExit(
             f"{MAX_BAD_STEPS} steps in a row had a non-finite gradient and changed nothing; the weights before them "
@@ -119,18 +122,8 @@ def train(
     if not is_last:
         run.log(f"stopped after step {progress.step} of {total_steps}; everything is saved. Continue with:")
         run.log(f"  {resume_command()}")
-        leave_together(run)
         raise SystemExit(128 + (run.stop_signal or signal.SIGTERM))
     run.log(f"done: {saver.weights_path}  log: {report.path}")
-
-
-def make_updater(run: Run, args, model: nn.Module):
-    """What turns gradients into weights: AdamW on every rank, or DeepSpeed with the shards of ``--deepspeed``."""
-    if not args.deepspeed:
-        return Updater(run, args, model)
-    from .deepspeed import ZeroUpdater
-
-    return ZeroUpdater(run, args, model)
 
 
 def is_due(step: int, interval: int) -> bool:
@@ -143,16 +136,19 @@ def tokens_per_batch(batch_size: int, lengths: np.ndarray) -> int:
     return max(round(batch_size * float(lengths.mean())), int(lengths.max()) + 15)
 
 
-def count_steps(plans: list, window: int, progress: Progress) -> list[int]:
+def count_steps(plans: list, window: int, progress: Progress, log=print) -> list[int]:
     """Optimizer steps of each epoch. ``progress.step`` becomes the number of those before ``progress``'s place.
 
-    That changes it only if the run continues with another number of processes or micro-batches per step.
+    That changes it only if the run continues with another number of processes or micro-batches per step; it is told.
     """
     steps = [math.ceil(len(plan) / window) for plan in plans]
     trained = min(progress.next_batch, len(plans[progress.epoch]))
     done = math.ceil(trained / window)
     steps[progress.epoch] = done + math.ceil((len(plans[progress.epoch]) - trained) / window)
-    progress.step = sum(steps[: progress.epoch]) + done
+    step = sum(steps[: progress.epoch]) + done
+    if step != progress.step:
+        log(f"a step has another size than in the saved run: its step {progress.step} is step {step} now")
+    progress.step = step
     return steps
 
 

@@ -94,7 +94,7 @@ def clip_and_step(
 class Updater:
     """Gradients in, new weights out: the optimizer of one model, replicated on every rank.
 
-    training/deepspeed.py has a class with the same five methods that shards the optimizer and the weights.
+    training/deepspeed.py has a class with the same methods that shards the optimizer and the weights.
     """
 
     equal_shares = False  # whether every rank must compute the same number of micro-batches in a step
@@ -139,3 +139,12 @@ class Updater:
         self.optimizer.load_state_dict(state["optimizer"])
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
+
+
+def make_updater(run, args, model: nn.Module):
+    """AdamW on every rank, or DeepSpeed with the shards that the file of ``--deepspeed`` asks for."""
+    if not args.deepspeed:
+        return Updater(run, args, model)
+    from .deepspeed import ZeroUpdater
+
+    return ZeroUpdater(run, args, model)
