@@ -5,6 +5,7 @@ wrapper: replicas start equal, and once per optimizer step ``sum_gradients`` add
 """
 
 import contextlib
+import ctypes
 import os
 import random
 import signal
@@ -68,6 +69,17 @@ class Run:
         """torch.compile where it pays (CUDA) or is asked for. Shapes vary from batch to batch, hence ``dynamic``."""
         wanted = self.device.type == "cuda" if use_compile is None else use_compile
         return torch.compile(model, dynamic=True) if wanted else model
+
+    def release_memory(self) -> None:
+        """Give the holes in the C library's heap back to the system; milliseconds.
+
+        On a CPU, batches of ever new shapes leave holes: without this a run of a 6M model held 5.5 GB after 900 steps,
+        a tenth of it in use.
+        """
+        if self.device.type == "cpu":
+            library = ctypes.CDLL(None) if os.name == "posix" else None
+            if hasattr(library, "malloc_trim"):  # glibc has it, musl and macOS do not
+                library.malloc_trim(0)
 
     def barrier(self) -> None:
         """Wait for all processes, however long they work."""
