@@ -1,4 +1,4 @@
-"""LoRA: teach a finished model one more thing - who it is, a profession - by training 2 % more weights.
+"""LoRA: teach a finished model one more thing - who it is, a profession - by training 5 % more weights.
 
 Every weight of the model is frozen; beside each matrix two thin ones learn (model/model_lora.py). The loss is SFT's.
 The file they make is small, and the model without it is exactly what it was: adapters can be changed while talking.
