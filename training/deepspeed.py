@@ -25,6 +25,7 @@ class ZeroUpdater:
 
     def __init__(self, run, args, model: nn.Module):
         os.environ.setdefault("DS_ACCELERATOR", run.device.type)
+        os.environ.setdefault("LOCAL_RANK", "0")
         import deepspeed
 
         self.run, self._module, self._deepspeed = run, model, deepspeed
@@ -38,6 +39,7 @@ class ZeroUpdater:
         self.model, self._zero, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=complete_config(args, run.dtype), dist_init_required=False
         )
+        self._make_moments()
 
     def backward(self, loss: Tensor) -> None:
         self._zero.override_loss_scale(1.0)
@@ -68,36 +70,38 @@ class ZeroUpdater:
 
     def state(self) -> dict:
         get = self._deepspeed.utils.safe_get_full_optimizer_state
-        moments = {}
-        steps = [entry["step"] for entry in self._zero.optimizer.state.values() if "step" in entry]
-        if steps:
-            for i, parameter in enumerate(self._parameters):
-                moments[i] = {name: get(parameter, name) for name in MOMENTS}
-                moments[i]["step"] = torch.as_tensor(steps[0], dtype=torch.float32)
+        step = next(iter(self._zero.optimizer.state.values()))["step"]
+        moments = {
+            i: {"step": step, **{name: get(parameter, name) for name in MOMENTS}}
+            for i, parameter in enumerate(self._parameters)
+        }
         optimizer = {"state": moments, "param_groups": self._groups}
         return {"model": self.full_model().state_dict(), "optimizer": optimizer, "scaler": {}}
 
     def load_state(self, state: dict) -> None:
+        put = self._deepspeed.utils
         self._plain.load_state_dict(state["model"])
         for shard, whole in zip(self._module.parameters(), self._plain.parameters(), strict=True):
+            with torch.no_grad(), self._deepspeed.zero.GatheredParameters([shard], modifier_rank=0):
+                shard.copy_(whole)  # what the forward pass uses
             if shard.requires_grad:
-                self._deepspeed.utils.safe_set_full_fp32_param(shard, whole.detach())
+                put.safe_set_full_fp32_param(shard, whole.detach())  # what the optimizer updates
         moments = state["optimizer"]["state"]
-        if not moments:
-            return
-        self._make_moments(moments[0]["step"])
         for i, parameter in enumerate(self._parameters):
             for name in MOMENTS:
-                self._deepspeed.utils.safe_set_full_optimizer_state(
-                    parameter, moments[i][name].to(self.run.device), name
-                )
+                put.safe_set_full_optimizer_state(parameter, moments[i][name].to(self.run.device), name)
+        for entry in self._zero.optimizer.state.values():
+            entry["step"].copy_(moments[0]["step"])
 
-    def _make_moments(self, step: Tensor) -> None:
-        """Give the fresh optimizer the tensors that it would make in its first step."""
+    def _make_moments(self) -> None:
+        """Make the optimizer's tensors now instead of in its first step, for all groups of parameters.
+
+        DeepSpeed 0.19 links them to the weights after the first step of the first group, and finds the others missing.
+        """
         flat = getattr(self._zero, "fp32_partitioned_groups_flat", None)  # stage 3
         for shard in flat or self._zero.single_partition_of_fp32_groups:
-            entry = {name: torch.zeros_like(shard) for name in MOMENTS}
-            self._zero.optimizer.state[shard] = {**entry, "step": step.to(shard.device, copy=True)}
+            entry = {name: torch.zeros_like(shard, requires_grad=False) for name in MOMENTS}
+            self._zero.optimizer.state[shard] = {**entry, "step": torch.zeros((), device=shard.device)}
         if not flat:
             self._zero._lazy_init_hp_params_optimizer_state()
 
