@@ -251,7 +251,10 @@ def test_a_full_disk_is_told_and_the_run_goes_on(tmp_path, capsys, small_files_o
 
     fills_up.calls = 0
     straight = toy_train(tmp_path / "straight")
-    model = toy_train(tmp_path, "--save_interval", "8", loss_fn=fills_up)
+    try:
+        model = toy_train(tmp_path, "--save_interval", "8", loss_fn=fills_up)
+    finally:
+        small_files_only(resource.RLIM_INFINITY)
     out = capsys.readouterr().out
     assert out.count("!!! NOT SAVED at step") == 2 and "GB are free" in out
     assert same_weights(model.state_dict(), straight.state_dict())
@@ -261,8 +264,11 @@ def test_a_full_disk_is_told_and_the_run_goes_on(tmp_path, capsys, small_files_o
 def test_a_run_whose_end_is_not_saved_fails(tmp_path, small_files_only, monkeypatch):
     monkeypatch.setattr("sys.argv", ["train_toy.py"])
     small_files_only(10_000)
-    with pytest.raises(SystemExit, match="not saved(.|\n)*train_toy.py --resume"):
-        toy_train(tmp_path, "--max_steps", "3")
+    try:
+        with pytest.raises(SystemExit, match="not saved(.|\n)*train_toy.py --resume"):
+            toy_train(tmp_path, "--max_steps", "3")
+    finally:
+        small_files_only(resource.RLIM_INFINITY)  # before pytest writes on: its own output may be a file
 
 
 def test_an_unwritable_folder_says_so(tmp_path, monkeypatch, capsys):
