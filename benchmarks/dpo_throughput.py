@@ -18,7 +18,6 @@ plain loop round by round.
 import argparse
 import copy
 import itertools
-import statistics
 import tempfile
 
 import numpy as np
@@ -26,7 +25,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.machine import describe_machine
-from benchmarks.train_throughput import Step, time_rounds
+from benchmarks.rounds import Step, add_timing_flags, print_rates, time_rounds
 from dataset.batching import Pairs, plan_batches
 from dataset.token_cache import open_token_cache
 from model.chat_format import ChatFormat
@@ -109,10 +108,7 @@ def main(argv=None):
     parser.add_argument("--batch_size", type=int, default=4, help="pairs per step")
     parser.add_argument("--max_seq_len", type=int, default=1024, help="what the plain loop pads to, in tokens")
     parser.add_argument("--epochs", type=int, default=2, help="epochs that share the cost of our reference")
-    parser.add_argument("--rounds", type=int, default=3, help="counted rounds after one for warm-up")
-    parser.add_argument("--steps", type=int, default=2, help="steps of each arm in a round")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
-    parser.add_argument("--compile", action="store_true", help="torch.compile our arms")
+    add_timing_flags(parser, rounds=3, steps=2)
     args = parser.parse_args(argv)
 
     device = choose_device(args.device)
@@ -135,17 +131,7 @@ def main(argv=None):
         f"{args.data_path}: {len(pairs)} pairs, {2 * pairs.rows.lengths.mean():.0f} tokens a pair on average, "
         f"{2 * args.max_seq_len} positions when padded"
     )
-    rounds = []
-    for rates in time_rounds(arms, args.rounds, args.steps, device):
-        rounds.append(rates)
-        print("  ".join(f"{name}: {rate:.2f}" for name, rate in rates.items()), flush=True)
-    print("\n| arm | pairs/s, median (min-max) | ratio to plain, median (min-max) |\n|---|---|---|")
-    for name in arms:
-        rates, ratios = [r[name] for r in rounds], [r[name] / r["plain"] for r in rounds]
-        print(
-            f"| {name} | {statistics.median(rates):.2f} ({min(rates):.2f}-{max(rates):.2f}) "
-            f"| {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f}) |"
-        )
+    print_rates(time_rounds(arms, args.rounds, args.steps, device), "pairs", baseline="plain")
 
 
 if __name__ == "__main__":

@@ -9,19 +9,17 @@
     dense       as many parameters per token: its feed-forward is as wide as the shared and the chosen experts together
 
 Every arm takes whole optimizer steps, as training/loop.py makes them, on the same random tokens, in turn.
-Prints tokens per second, the median of the rounds and their range, and the ratio of `grouped` to the others by round.
+Prints tokens per second, the median of the rounds and their range, and their ratio to `grouped`, round by round.
 """
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.machine import describe_machine
+from benchmarks.rounds import Step, add_timing_flags, print_rates, time_rounds
 from model.LMConfig import LMConfig
 from model.model import FeedForward, MiniMindForCausalLM
 from model.moe import MoEFeedForward
@@ -63,34 +61,17 @@ def make_models(config: LMConfig) -> dict[str, MiniMindForCausalLM]:
     return {"grouped": grouped, "mask loop": looped, "dense": MiniMindForCausalLM(LMConfig(**sizes, hidden_dim=active))}
 
 
-def make_step(
-    run: Run, model: MiniMindForCausalLM, batch: dict[str, Tensor], use_compile: bool
-) -> Callable[[], Tensor]:
-    """One optimizer step; returns its sums, the loss first."""
+def make_step(run: Run, model: MiniMindForCausalLM, batch: dict[str, Tensor], use_compile: bool) -> Step:
+    """One optimizer step; returns the tokens it trained on."""
     flags = argparse.Namespace(learning_rate=1e-4, weight_decay=0.1, grad_clip=1.0, use_compile=use_compile)
-    updater, scale = Updater(run, flags, model.to(run.device)), 1 / batch["input_ids"].numel()
+    updater, tokens = Updater(run, flags, model.to(run.device)), batch["input_ids"].numel()
 
-    def step() -> Tensor:
-        _, sums = add_gradients(run, updater, next_token_loss, iter([batch]), scale)
-        updater.step(sums, scale, flags.learning_rate)
-        return sums
+    def step() -> int:
+        _, sums = add_gradients(run, updater, next_token_loss, iter([batch]), scale=1 / tokens)
+        updater.step(sums, 1 / tokens, flags.learning_rate)
+        return tokens
 
     return step
-
-
-def time_rounds(arms: dict[str, Callable], rounds: int, steps: int, device: torch.device) -> Iterator[dict[str, float]]:
-    """Steps per second of every arm, one dict a round; the first round warms up and is not yielded."""
-    for count in range(rounds + 1):
-        rates = {}
-        for name, step in arms.items():
-            started = time.perf_counter()
-            for _ in range(steps):
-                step()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            rates[name] = steps / (time.perf_counter() - started)
-        if count:
-            yield rates
 
 
 def main(argv=None):
@@ -99,11 +80,8 @@ def main(argv=None):
     parser.add_argument("--n_layers", type=int, default=8, help="number of blocks")
     parser.add_argument("--batch_size", type=int, default=4, help="rows")
     parser.add_argument("--seq_len", type=int, default=256, help="tokens of a row")
-    parser.add_argument("--rounds", type=int, default=5, help="counted rounds after one for warm-up")
-    parser.add_argument("--steps", type=int, default=1, help="steps of each arm in a round")
     parser.add_argument("--dtypes", nargs="+", choices=TORCH_DTYPES, default=["float32", "bfloat16"], help="to measure")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
-    parser.add_argument("--compile", action="store_true", help="torch.compile every arm")
+    add_timing_flags(parser, rounds=5, steps=1)
     args = parser.parse_args(argv)
 
     device = choose_device(args.device)
@@ -113,19 +91,12 @@ def main(argv=None):
     batch = {"input_ids": tokens[0], "lengths": lengths, "positions": places, "targets": tokens[1].flatten()}
     print(describe_machine(device))
     print(f"dim {args.dim}, {args.n_layers} layers, {args.batch_size} x {args.seq_len} tokens\n")
-    print("| dtype | arm | tokens/s, median (min-max) | grouped is faster, median (min-max) |\n|---|---|---|---|")
     for dtype in args.dtypes:
         run = Run(device, TORCH_DTYPES[dtype])
         models = make_models(LMConfig(dim=args.dim, n_layers=args.n_layers, use_moe=True, aux_loss_alpha=0.01))
         arms = {name: make_step(run, model, batch, args.compile) for name, model in models.items()}
-        rounds = list(time_rounds(arms, args.rounds, args.steps, device))
-        for name in arms:
-            rates, ratios = [r[name] * positions for r in rounds], [r["grouped"] / r[name] for r in rounds]
-            print(
-                f"| {dtype} | {name} | {statistics.median(rates):.0f} ({min(rates):.0f}-{max(rates):.0f}) "
-                f"| {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f}) |",
-                flush=True,
-            )
+        print(dtype)
+        print_rates(time_rounds(arms, args.rounds, args.steps, device), "tokens", baseline="grouped")
 
 
 if __name__ == "__main__":

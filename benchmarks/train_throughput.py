@@ -14,16 +14,14 @@ are counted. Prints the median of the rounds, their range, and the ratio to the 
 """
 
 import argparse
-import statistics
 import tempfile
-import time
-from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from benchmarks.machine import describe_machine
+from benchmarks.rounds import Step, add_timing_flags, print_rates, time_rounds
 from dataset.batching import Sequences, plan_batches
 from dataset.token_cache import open_token_cache
 from model.chat_format import ChatFormat
@@ -34,8 +32,6 @@ from training.loop import add_gradients
 from training.losses import next_token_loss
 from training.optim import Updater
 from training.runtime import Run, choose_device, choose_dtype
-
-Step = Callable[[], int]
 
 
 def plain_step(run: Run, config: LMConfig, units: Sequences, batch_size: int, max_seq_len: int) -> Step:
@@ -81,25 +77,6 @@ def our_step(run: Run, config: LMConfig, units: Sequences, positions: int, use_c
     return step
 
 
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def time_rounds(arms: dict[str, Step], rounds: int, steps: int, device: torch.device) -> Iterator[dict[str, float]]:
-    """Real tokens per second of every arm, one dict a round; the first round warms up and is not yielded."""
-    for count in range(rounds + 1):
-        rates = {}
-        for name, step in arms.items():
-            synchronize(device)
-            started = time.perf_counter()
-            tokens = sum(step() for _ in range(steps))
-            synchronize(device)
-            rates[name] = tokens / (time.perf_counter() - started)
-        if count:
-            yield rates
-
-
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_path", required=True, help="jsonl of texts: its lengths decide the padding")
@@ -107,10 +84,7 @@ def main(argv=None):
     parser.add_argument("--n_layers", type=int, default=8, help="number of blocks")
     parser.add_argument("--batch_size", type=int, default=8, help="rows of the plain loop")
     parser.add_argument("--max_seq_len", type=int, default=512, help="longest sequence in tokens")
-    parser.add_argument("--rounds", type=int, default=3, help="counted rounds after one for warm-up")
-    parser.add_argument("--steps", type=int, default=2, help="steps of each arm in a round")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
-    parser.add_argument("--compile", action="store_true", help="torch.compile our arms")
+    add_timing_flags(parser, rounds=3, steps=2)
     args = parser.parse_args(argv)
 
     device = choose_device(args.device)
@@ -131,17 +105,7 @@ def main(argv=None):
     print(
         f"{args.data_path}: {len(units)} sequences, {units.lengths.mean():.0f} tokens on average, {positions} positions"
     )
-    rounds = []
-    for rates in time_rounds(arms, args.rounds, args.steps, device):
-        rounds.append(rates)
-        print("  ".join(f"{name}: {rate:.0f}" for name, rate in rates.items()), flush=True)
-    print("\n| arm | real tokens/s, median (min-max) | ratio to plain, median (min-max) |\n|---|---|---|")
-    for name in arms:
-        rates, ratios = [r[name] for r in rounds], [r[name] / r["plain"] for r in rounds]
-        print(
-            f"| {name} | {statistics.median(rates):.0f} ({min(rates):.0f}-{max(rates):.0f}) "
-            f"| {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f}) |"
-        )
+    print_rates(time_rounds(arms, args.rounds, args.steps, device), "real tokens", baseline="plain")
 
 
 if __name__ == "__main__":
