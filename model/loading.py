@@ -141,9 +141,10 @@ def _make_command(path: Path, config: LMConfig) -> str | None:
     stage = next((name for name in STAGE_SCRIPTS if path.name == weights_path("", name, config).name), None)
     if stage is None:
         return None
-    return f"python {STAGE_SCRIPTS[stage]} --dim {config.dim} --n_layers {config.n_layers}" + (
-        " --use_moe True" if config.use_moe else ""
-    )
+    flags = f" --dim {config.dim} --n_layers {config.n_layers}" + (" --use_moe True" if config.use_moe else "")
+    if path.parent != Path("out"):
+        flags += f" --out_dir {path.parent}"
+    return f"python {STAGE_SCRIPTS[stage]}{flags}"
 
 
 def read_state_dict(path: Path, make_with: str | None) -> dict[str, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -82,8 +83,10 @@ def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
     ],
 )
 def test_missing_file_names_the_command_that_makes_it(tmp_path, name, command):
-    with pytest.raises(FileNotFoundError, match=f"{name} not found: run `{command}` first"):
+    with pytest.raises(FileNotFoundError, match=f"{name} not found: run `{command} --out_dir {tmp_path}` first"):
         load_weights(make_model(), tmp_path / name)
+    with pytest.raises(FileNotFoundError, match=f"{name} not found: run `{command}` first"):
+        load_weights(make_model(), Path("out") / name)  # the default directory needs no flag
 
 
 def test_missing_moe_file_and_explicit_command(tmp_path):
