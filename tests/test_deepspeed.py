@@ -2,16 +2,18 @@
 
 import json
 import os
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 from test_distributed import ROOT, as_ranks
 from test_loop import interrupt_at
-from toy import largest_difference, toy_args, toy_model, toy_process, toy_train
+from toy import largest_difference, toy_args, toy_model, toy_train
 
 from training.cli import is_installed
 from training.report import read_log
+from training.runtime import distributed_run
 
 pytestmark = [
     pytest.mark.slow,
@@ -24,18 +26,17 @@ STAGES = ("1", "2", "3")
 def work_of_two(out: Path, ports) -> None:
     os.environ |= {"DS_ACCELERATOR": "cpu", "TORCH_EXTENSIONS_DIR": str(ROOT / "out" / "torch_extensions")}
     os.environ["MASTER_PORT"] = next(ports)
-    toy_process(str(out / "plain"), *FLAGS, dropout=0.0)
-    for stage in STAGES:
-        flags = [*FLAGS, "--deepspeed", str(ROOT / "configs" / f"zero{stage}.json")]
-        os.environ["MASTER_PORT"] = next(ports)
-        toy_process(str(out / stage), *flags, dropout=0.0)
-        for more in ([], ["--resume"]):
-            os.environ["MASTER_PORT"] = next(ports)
+    with distributed_run(toy_args(out)) as run:  # one for all: DeepSpeed remembers the first process group
+        toy_train(out / "plain", *FLAGS, run=run, dropout=0.0)
+        for stage in STAGES:
+            flags = [*FLAGS, "--deepspeed", str(ROOT / "configs" / f"zero{stage}.json")]
+            toy_train(out / stage, *flags, run=run, dropout=0.0)
             try:
-                options = {} if more else {"loss_fn": interrupt_at(24)}
-                toy_process(str(out / f"{stage}-continued"), *flags, *more, dropout=0.0, **options)
+                toy_train(out / f"{stage}-continued", *flags, run=run, dropout=0.0, loss_fn=interrupt_at(24))
             except SystemExit as stopped:
-                assert stopped.code == 128 + 15
+                assert stopped.code == 128 + signal.SIGTERM
+            run.stop_signal = 0
+            toy_train(out / f"{stage}-continued", *flags, "--resume", run=run, dropout=0.0)
 
 
 @pytest.fixture(scope="module")
