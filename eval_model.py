@@ -26,7 +26,7 @@ from model.chat_format import ChatFormat, Message
 from model.LMConfig import ROPE_SCALING_TYPES, LMConfig
 from model.loading import MODEL_MODES, count_parameters, load_directory, load_model, load_tokenizer, weights_path
 from model.model_lora import Adapter, load_lora, lora_path, read_lora, remove_lora
-from training.cli import add_bool_flag, add_model_flags
+from training.cli import BriefParser, add_bool_flag, add_model_flags
 from training.runtime import TORCH_DTYPES, choose_device
 
 PRETRAIN_PROMPTS = (
@@ -69,7 +69,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     All impossible values are reported at once, with exit code 2, before any work.
     """
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = BriefParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     group = parser.add_argument_group("model")
     add_model_flags(group)
     group.add_argument("--out_dir", "--save_dir", default="out", help="directory of the .pth files (%(default)s)")

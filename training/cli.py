@@ -11,6 +11,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator
+from typing import NoReturn
 
 from model.LMConfig import LMConfig
 
@@ -42,7 +43,14 @@ def add_bool_flag(parser, *names: str, default: bool, help: str) -> None:
     parser.add_argument(*names, type=parse_bool, nargs="?", const=True, default=default, metavar="BOOL", help=help)
 
 
-class StageParser(argparse.ArgumentParser):
+class BriefParser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are not buried under the usage of some forty flags."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n`python {self.prog} --help` explains every flag.\n")
+
+
+class StageParser(BriefParser):
     """An ArgumentParser that knows the limits of the shared flags and reports every violation at once."""
 
     def parse_args(self, args=None, namespace=None):
