@@ -59,7 +59,6 @@ def test_resume(flags, value):
     "command",
     [
         "",
-        "--use_wandb",
         "--local_rank 1 --ddp",
         "--local-rank=0",
         "--epochs 1 --batch_size 32 --learning_rate 5e-4 --device cpu --dtype bfloat16 --wandb_project P "
