@@ -27,6 +27,7 @@ from .checkpoint import (
 )
 
 MAX_BAD_STEPS = 5
+NOT_THE_RUN = ("resume", "local_rank", "ddp")  # flags that say how a process was started, not what it computes
 
 
 class Saver:
@@ -49,7 +50,7 @@ class Saver:
         self.tracker_id: str | None = None
         self.error: Exception | None = None  # why the last save failed
         self.identity = {
-            **{name: value for name, value in vars(args).items() if is_plain(value)},
+            **{name: value for name, value in vars(args).items() if is_plain(value) and name not in NOT_THE_RUN},
             "config": {name: value for name, value in config.to_dict().items() if is_plain(value)},
             "data": data_fingerprint,
             "starting weights": starting_checksum(args, config),
