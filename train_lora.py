@@ -6,13 +6,13 @@ Hu et al. 2021, https://arxiv.org/abs/2106.09685, equation 3.
 
     python train_lora.py
     python train_lora.py --lora_name lora_medical --data_path dataset/lora_medical.jsonl --epochs 3
-    python train_lora.py --data_path dataset/sample/lora_identity.jsonl --dim 256 --n_layers 6 --learning_rate 2e-3
+    python train_lora.py --data_path dataset/sample/lora_identity.jsonl --dim 256 --n_layers 4 --out_dir out/quickstart
     torchrun --nproc_per_node 2 train_lora.py
 
 With --general_data FILE, the loss on held-out rows of another file (what the model was fine-tuned with, say) is
-measured before and after: a model that learns something new should not forget the rest. What helps most is data: the
-sample's persona comes with twice as many ordinary questions. The matrices move a weight by less than its own gradient
-step would, so the learning rate is some ten times that of full fine-tuning.
+measured before and after: a model that learns something new should not forget the rest. That is why the sample's
+persona comes with twice as many ordinary questions. The matrices move a weight by less than its own gradient
+step would, so the learning rate is some ten times that of full fine-tuning (3e-3 for the model of `make quickstart`).
 
 reads   out/full_sft_{dim}[_moe].pth            from --out_dir; another stage or file with --from_weight
         dataset/lora_identity.jsonl             {"conversations": [{"role", "content"}, ...]} a line
