@@ -272,8 +272,8 @@ def test_readme_table_of_defaults_is_true(path):
 def test_flags_named_in_documents_exist(path):
     source = "".join(code.read_text(encoding="utf-8") for code in CODE)
     text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.M | re.S)
-    others = {"--help", "--node_rank"}  # argparse's and torchrun's
-    unknown = {flag for flag in re.findall(r"`(--\w+)", text) if f'"{flag}"' not in source} - others
+    others = {"--help", "--node_rank", "--max-restarts"}  # argparse's and torchrun's
+    unknown = {flag for flag in re.findall(r"`(--[\w-]+)", text) if f'"{flag}"' not in source} - others
     assert not unknown
 
 
