@@ -105,9 +105,7 @@ def main() -> None:
     count = np.arange(len(step_times))
     quiet = [np.diff(np.interp([t + MINUTE, t + 2 * MINUTE], step_times, count))[0] for t in save_times]
     before = np.diff(np.interp([save_times[0] - MINUTE, save_times[0]], step_times, count))[0]
-    print(
-        f"steps in a minute without a save: {before:.1f} before the first, {statistics.median(quiet):.1f} after (median)"
-    )
+    print(f"steps in a quiet minute: {before:.1f} before the first save, {statistics.median(quiet):.1f} after (median)")
     print(f"a save every minute costs {statistics.median(shares):+.2%} of the run time (median; goal: below 2 %)")
 
 
