@@ -26,6 +26,7 @@ from .cli import plain_errors
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 STEP_TIMEOUT = timedelta(seconds=45)  # inside a step: then a process that hangs or vanished ends the run everywhere
 WAIT_TIMEOUT = timedelta(hours=6)  # where one process may work long while others wait: caches, evaluations, compiling
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # from malloc.h
 SECOND_CTRL_C = 1.0  # seconds: launchers hand one Ctrl-C on, so that it can arrive twice at the same moment
 
 
@@ -76,10 +77,8 @@ class Run:
         On a CPU, batches of ever new shapes leave holes: without this a run of a 6M model held 5.5 GB after 900 steps,
         a tenth of it in use.
         """
-        if self.device.type == "cpu":
-            library = ctypes.CDLL(None) if os.name == "posix" else None
-            if hasattr(library, "malloc_trim"):  # glibc has it, musl and macOS do not
-                library.malloc_trim(0)
+        if self.device.type == "cpu" and (library := c_library("malloc_trim")):
+            library.malloc_trim(0)
 
     def barrier(self) -> None:
         """Wait for all processes, however long they work."""
@@ -198,6 +197,24 @@ def seed_everything(seed: int, rank: int = 0) -> None:
     torch.manual_seed(seed + rank)
 
 
+def c_library(function: str) -> ctypes.CDLL | None:
+    """The C library of this process if it has this function: glibc's are missing in musl, macOS and Windows."""
+    library = ctypes.CDLL(None) if os.name == "posix" else None
+    return library if hasattr(library, function) else None
+
+
+def keep_freed_memory() -> None:
+    """Let the C library hand freed blocks out again, whatever their size.
+
+    glibc returns a block above 32 MB to the system as soon as it is freed, and gets the next one page by page, each
+    filled with zeros first. On a CPU, logits and activations are such blocks: keeping them made training of the 26M
+    model 1.26 times as fast (two cores), for a tenth more memory.
+    """
+    if library := c_library("mallopt"):
+        for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1)):
+            library.mallopt(parameter, value)
+
+
 @contextlib.contextmanager
 def distributed_run(args) -> Iterator[Run]:
     """Set up this process (device, precision, process group, seeds) and tear it down again.
@@ -210,6 +227,8 @@ def distributed_run(args) -> Iterator[Run]:
         torch.set_num_threads(args.threads)
     with plain_errors():
         device = choose_device(args.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     dtype, remark = choose_dtype(args.dtype, device)
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     run = Run(device, dtype, rank, world_size, int(os.environ.get("LOCAL_RANK", 0)))
