@@ -5,13 +5,15 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GraniteMoeSharedConfig, GraniteMoeSharedForCausalLM
 
 from model.LMConfig import LMConfig
 from model.loading import count_parameters
 from model.model import MiniMindForCausalLM
-from model.moe import expert_share, load_balance_loss, load_entropy
+from model.moe import block_for, expert_share, group_visits, load_balance_loss, load_entropy
 
 TINY = {"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "vocab_size": 97, "max_seq_len": 64, "use_moe": True}
 
@@ -76,6 +78,42 @@ def test_equals_a_loop_over_tokens_with_its_gradients(changes):
     for ours, naive in zip(*results, strict=True):
         if ours is not None or naive is not None:  # one expert with weight 1: the router gets no gradient
             torch.testing.assert_close(ours, naive, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("block", [1, 4, 64])
+@given(data=st.data())
+def test_each_experts_visits_lie_side_by_side_in_whole_blocks(block, data):
+    n_experts = data.draw(st.integers(1, 6))
+    tokens = data.draw(st.lists(st.permutations(range(n_experts)), min_size=1, max_size=40))
+    chosen = torch.tensor(tokens)[:, : data.draw(st.integers(1, n_experts))]
+    source, place, offsets = group_visits(chosen, n_experts, block)
+    starts = [0, *offsets.tolist()[:-1]]
+    assert offsets[-1] == len(source) and offsets.dtype == torch.int32
+    assert all(start % block == 0 for start in starts) and len(source) % block == 0
+    assert len(set(place.tolist())) == chosen.numel()
+    for visit, row in enumerate(place.tolist()):
+        expert = chosen.flatten()[visit]
+        assert source[row] == visit // chosen.shape[1]
+        assert starts[expert] <= row < offsets[expert]
+
+
+def test_rows_that_fill_up_a_block_change_nothing(monkeypatch):
+    def output_and_gradients(block):
+        monkeypatch.setattr("model.moe.block_for", lambda x, n_visits: block)
+        model = make_model()
+        logits = model(make_ids()).logits
+        logits.square().sum().backward()
+        return [logits, *(parameter.grad for parameter in model.parameters())]
+
+    for plain, padded in zip(output_and_gradients(1), output_and_gradients(8), strict=True):
+        torch.testing.assert_close(padded, plain, rtol=1e-4, atol=1e-4)
+
+
+def test_only_bfloat16_on_a_cpu_is_padded():
+    assert block_for(torch.zeros(1, dtype=torch.bfloat16), n_visits=4096) == 64
+    assert block_for(torch.zeros(1, dtype=torch.bfloat16), n_visits=2) == 1
+    assert block_for(torch.zeros(1), n_visits=4096) == 1
+    assert block_for(torch.zeros(1, dtype=torch.bfloat16, device="meta"), n_visits=4096) == 1
 
 
 def test_training_and_inference_take_the_same_differentiable_path():
