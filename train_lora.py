@@ -9,9 +9,9 @@ Hu et al. 2021, https://arxiv.org/abs/2106.09685, equation 3.
     python train_lora.py --data_path dataset/sample/lora_identity.jsonl --dim 256 --n_layers 4 --out_dir out/quickstart
     torchrun --nproc_per_node 2 train_lora.py
 
-With --general_data FILE, the loss on held-out rows of another file (what the model was fine-tuned with, say) is
-measured before and after: a model that learns something new should not forget the rest. That is why the sample's
-persona comes with twice as many ordinary questions. The matrices move a weight by less than its own gradient
+The held-out loss is measured before and after; with --general_data FILE, that of held-out rows of another file (what
+the model was fine-tuned with, say) too: a model that learns something new should not forget the rest. That is why the
+sample's persona comes with twice as many ordinary questions. The matrices move a weight by less than its own gradient
 step would, so the learning rate is some ten times that of full fine-tuning (3e-3 for the model of `make quickstart`).
 
 reads   out/full_sft_{dim}[_moe].pth            from --out_dir; another stage or file with --from_weight
@@ -84,19 +84,20 @@ def main(argv=None):
         run.log(f"LLM 总参数量: {total}")
         run.log(f"LoRA 参数量: {trained}")
         run.log(f"LoRA 参数占比: {trained / total * 100:.2f}%")
+        model.to(run.device)
 
-        def general_loss() -> float:
-            budget = tokens_per_batch(args.batch_size, general.lengths)
-            return Evaluation(general, tokenizer).measure(run, model, next_token_loss, budget)["heldout_loss"]
+        def heldout_loss(part) -> float:
+            budget = tokens_per_batch(args.batch_size, part.lengths)
+            return Evaluation(part, tokenizer).measure(run, model, next_token_loss, budget)["heldout_loss"]
 
-        if len(general):
-            model.to(run.device)
-            before = general_loss()
+        parts = {"held-out loss": data.heldout, "general held-out loss": general}
+        parts = {name: part for name, part in parts.items() if len(part)}
+        before = {name: heldout_loss(part) for name, part in parts.items()}
         train(run, args, model, data, next_token_loss, Evaluation(data.heldout, tokenizer, QUESTIONS),
               weights=lora_state_dict)  # fmt: skip
-        if len(general):
-            after = general_loss()
-            run.log(f"general held-out loss: {before:.4f} before, {after:.4f} after ({after / before - 1:+.1%})")
+        for name, part in parts.items():
+            after = heldout_loss(part)
+            run.log(f"{name}: {before[name]:.4f} before, {after:.4f} after ({after / before[name] - 1:+.1%})")
 
 
 if __name__ == "__main__":
