@@ -105,7 +105,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
 
     group = parser.add_argument_group("sampling")
-    group.add_argument("--temperature", type=float, default=0.85, help="0 is greedy (%(default)s)")
+    group.add_argument("--temperature", type=float, help="0 is greedy (0.85; 0 with --score)")
     group.add_argument("--top_p", type=float, default=0.85, help="nucleus mass, 1 is off (%(default)s)")
     group.add_argument("--top_k", type=int, default=0, help="candidates kept, 0 is off (%(default)s)")
     group.add_argument("--repetition_penalty", "--rp", type=float, default=1.0, help="1 is off (%(default)s)")
@@ -126,6 +126,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.max_new_tokens is None:
         args.max_new_tokens = 128 if args.score else 1024
+    if args.temperature is None:
+        args.temperature = 0.0 if args.score else 0.85
     args.lora_name = [name for name in args.lora_name if name != "None"]  # upstream's default is the text 'None'
     if args.inference_rope_scaling and args.rope_scaling is None:
         args.rope_scaling = parse_rope_scaling("yarn:16:2048")
@@ -336,7 +338,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"MiniMind模型参数量: {size / 1e6:.2f}M(illion)")
     try:
         if questions:
-            texts = answer_questions(model, tokenizer, questions, args.max_new_tokens)
+            texts = answer_questions(model, tokenizer, questions, args.params)
             print(score_report(questions, texts))
             return 0
         test_mode = 0 if args.prompt else args.test_mode

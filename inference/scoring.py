@@ -1,4 +1,4 @@
-"""How many questions does a chat model answer right? Greedy answers, compared with the fact that must occur in them.
+"""How many questions does a chat model answer right? Its answers, compared with the fact that must occur in them.
 
 A file of questions has one JSON object a line:
 `{"conversations": [{"role": "user", "content": ...}], "answer": "the fact", "answers": [others], "category": "..."}`,
@@ -109,16 +109,15 @@ def answer_questions(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     questions: list[Question],
-    max_new_tokens: int,
+    params: SamplingParams,
     batch_size: int = 32,
 ) -> list[str]:
-    """The model's greedy answers as text, in the order of the questions.
+    """The model's answers as text, in the order of the questions.
 
     Raises:
         ValueError: a question that does not fit into the model's context.
     """
     chat_format = ChatFormat(tokenizer)
-    params = SamplingParams(max_new_tokens=max_new_tokens, temperature=0)
     limit = model.config.max_position_embeddings - 1
     prompts = [chat_format.encode_prompt(question.messages, max_tokens=limit) for question in questions]
     texts = [""] * len(questions)

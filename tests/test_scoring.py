@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from inference.sampling import SamplingParams
 from inference.scoring import Question, answer_questions, is_right, read_questions, score_report
 from model.chat_format import ChatFormat
 from model.LMConfig import LMConfig
@@ -113,9 +114,20 @@ def test_answers_do_not_depend_on_the_batch():
     tokenizer = load_tokenizer()
     model = MiniMindForCausalLM(LMConfig(dim=16, n_layers=1, n_heads=2, n_kv_heads=1, max_seq_len=128)).eval()
     questions = [Question([{"role": "user", "content": "问" * n}], ["对"]) for n in (9, 1, 30, 4)]
-    alone = answer_questions(model, tokenizer, questions, max_new_tokens=8, batch_size=1)
-    assert answer_questions(model, tokenizer, questions, max_new_tokens=8, batch_size=3) == alone
+    params = SamplingParams(max_new_tokens=8, temperature=0)
+    alone = answer_questions(model, tokenizer, questions, params, batch_size=1)
+    assert answer_questions(model, tokenizer, questions, params, batch_size=3) == alone
     # And they are greedy continuations of the chat prompt.
     ids = ChatFormat(tokenizer).encode_prompt(questions[0].messages)
     expected = model.generate(torch.tensor([ids]), max_new_tokens=8, do_sample=False)[0, len(ids) :]
     assert alone[0] == tokenizer.decode(expected, skip_special_tokens=True)
+
+
+def test_answers_are_sampled_as_asked():
+    torch.manual_seed(0)
+    tokenizer = load_tokenizer()
+    model = MiniMindForCausalLM(LMConfig(dim=16, n_layers=1, n_heads=2, n_kv_heads=1, max_seq_len=128)).eval()
+    questions = [Question([{"role": "user", "content": "问"}], ["对"])]
+    greedy = answer_questions(model, tokenizer, questions, SamplingParams(16, temperature=0))
+    penalised = answer_questions(model, tokenizer, questions, SamplingParams(16, temperature=0, repetition_penalty=5))
+    assert penalised != greedy
