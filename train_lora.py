@@ -11,8 +11,9 @@ Hu et al. 2021, https://arxiv.org/abs/2106.09685, equation 3.
 
 The held-out loss is measured before and after; with --general_data FILE, that of held-out rows of another file (what
 the model was fine-tuned with, say) too: a model that learns something new should not forget the rest. That is why the
-sample's persona comes with twice as many ordinary questions. The matrices move a weight by less than its own gradient
-step would, so the learning rate is some ten times that of full fine-tuning (3e-3 for the model of `make quickstart`).
+sample's persona comes with four times as many ordinary questions. The matrices move a weight by less than its own
+gradient step would, so the learning rate is some ten times that of full fine-tuning (3e-3 for the model of
+`make quickstart`).
 
 reads   out/full_sft_{dim}[_moe].pth            from --out_dir; another stage or file with --from_weight
         dataset/lora_identity.jsonl             {"conversations": [{"role", "content"}, ...]} a line

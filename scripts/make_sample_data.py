@@ -42,9 +42,9 @@ def make_files(seed: int) -> dict[str, list[dict]]:
     trained = {question for messages in sft for question in questions(messages)}
     persona = [row for row in persona if asked.isdisjoint(questions(row["conversations"]))]
     persona_heldout = [row for row in persona_heldout if trained.isdisjoint(questions(row["conversations"]))]
-    # Twice as many ordinary facts, so that the adapter learns who it is and forgets nothing else.
+    # Every ordinary fact once, so that the adapter learns who it is and forgets nothing else.
     ordinary, order = split_questions([fact for fact in facts if fact.category != "identity"]), rng("persona order")
-    persona += [{"conversations": turns((fact, ordinary[fact][0][0]))} for fact in order.sample(list(ordinary), 260)]
+    persona += [{"conversations": turns((fact, asked_ways[0][0]))} for fact, asked_ways in ordinary.items()]
     order.shuffle(persona)
     medical, medical_heldout = single_turns(medical_facts(), 40, rng("medical"))
     return {
