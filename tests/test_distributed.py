@@ -178,11 +178,11 @@ def die_in_step_3(out: str, how: str) -> None:
         toy_process(out, **options)
 
 
-PROGRAM = """
-import os, sys
-sys.path[:0] = sys.argv[1:3]
+PROGRAM = f"""
+import sys
+sys.path[:0] = {str(ROOT)!r}, {str(ROOT / "tests")!r}
 import test_distributed
-test_distributed.die_in_step_3(*sys.argv[3:])
+getattr(test_distributed, sys.argv[1])(*sys.argv[2:])
 """
 
 
@@ -192,7 +192,7 @@ def test_a_process_that_dies_ends_the_others_with_the_cause(how, tmp_path):
     for rank in (0, 1):
         environment = os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
         environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"}
-        words = [sys.executable, "-c", PROGRAM, str(ROOT), str(ROOT / "tests"), str(tmp_path), how]
+        words = [sys.executable, "-c", PROGRAM, "die_in_step_3", str(tmp_path), how]
         processes.append(subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True))
     started = time.monotonic()
     _, message = processes[0].communicate(timeout=500)
@@ -201,6 +201,47 @@ def test_a_process_that_dies_ends_the_others_with_the_cause(how, tmp_path):
     assert time.monotonic() - started < 400, "the step timeout is 5 s; the rest is a busy machine starting processes"
     processes[1].kill()
     processes[1].communicate()
+
+
+def test_processes_do_not_meet_those_before_a_restart():
+    """torchrun keeps one store over all restarts: rank 1, here first, finds the address of a rank 0 that is gone."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+        patches.setenv("MASTER_PORT", str(store.port))
+        as_ranks(meet_twice, 2)
+
+
+def meet_twice(ports) -> None:
+    rank = int(os.environ["RANK"])
+    with patch("training.runtime.WAIT_TIMEOUT", timedelta(seconds=60)):
+        for _ in range(2):
+            time.sleep(3 * (rank == 0))
+            with distributed_run(argparse.Namespace(threads=1, device="cpu", dtype="float32", seed=0)) as run:
+                assert run.gather(rank) == [0, 1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_torchrun_restarts_after_a_process_was_killed(rank, two, tmp_path):
+    """docs/distributed.md's recipe: the launcher restarts both, and they make the run that nothing broke."""
+    (tmp_path / "program.py").write_text(PROGRAM)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--max-restarts", "3"]
+    words = ["--master_port", *free_ports(1), str(tmp_path / "program.py"), "die_once", str(tmp_path), rank]
+    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(launcher + words, env=environment, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0 and "exitcode: -9" in done.stderr, done.stderr
+    straight, restarted = (torch.load(out / "toy_16.pth", weights_only=True) for out in (two / "straight", tmp_path))
+    assert same_weights(straight, restarted)
+
+
+def die_once(out: str, rank: str) -> None:
+    """The toy run; in step 12 this rank is killed, with a state on disk, unless it was restarted already."""
+    from test_loop import interrupt_at
+
+    dies = os.environ["RANK"] == rank and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+    options = {"loss_fn": interrupt_at(12, signal.SIGKILL)} if dies else {}
+    toy_process(out, "--save_interval", "7", "--resume", "auto", **options)
 
 
 def test_main_first_lets_rank_0_go_first_on_every_machine(tmp_path):

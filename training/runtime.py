@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -238,7 +239,8 @@ def distributed_run(args) -> Iterator[Run]:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     if world_size > 1:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=WAIT_TIMEOUT)
+        store = unused_store(rank, world_size)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=WAIT_TIMEOUT)
         run.step_group = dist.new_group(backend=backend, timeout=STEP_TIMEOUT)
     seed_everything(args.seed, rank)
     try:
@@ -258,6 +260,27 @@ def distributed_run(args) -> Iterator[Run]:
     finally:
         if world_size > 1:
             dist.destroy_process_group()
+
+
+def unused_store(rank: int, world_size: int) -> dist.Store:
+    """The store over which the processes tell each other their addresses, without those of processes that are gone.
+
+    torchrun keeps one store over all restarts (pytorch#135712), and whoever reads it too early connects to a dead
+    process. So rank 0 thinks of a new prefix and tells it to those who ask under a name that is new as well, until each
+    has used it. TORCHELASTIC_RESTART_COUNT would not do: launchers on several machines count differently.
+    """
+    store, _, _ = next(dist.rendezvous("env://", rank, world_size, timeout=WAIT_TIMEOUT))
+    name = uuid.uuid4().hex
+    if rank > 0:
+        store.set(f"rank {rank}", name)
+        prefix = store.get(f"to {name}").decode()
+        store.set(f"{prefix} known to {rank}", "")
+        return dist.PrefixStore(prefix, store)
+    for other in range(1, world_size):
+        while not store.check([f"{name} known to {other}"]):
+            store.set(f"to {store.get(f'rank {other}').decode()}", name)
+            time.sleep(0.02)
+    return dist.PrefixStore(name, store)
 
 
 def leave_together(run: Run) -> None:
