@@ -39,7 +39,7 @@ from training.inputs import load_data, starting_model
 from training.loop import train
 from training.losses import balance_loss, expert_load, supervised_forward, supervised_per_row, token_nll
 from training.runtime import distributed_run
-from training.teacher import freeze, load_teacher, teacher_logits
+from training.teacher import checksum, freeze, load_teacher, teacher_logits
 
 QUESTIONS = ["你好，请介绍一下自己。", "世界上最高的山峰是什么？", "What is the capital of France?"]
 CHUNK = 1024  # tokens whose float32 probabilities (26 MB a table, there are about six) exist at the same time
@@ -133,7 +133,9 @@ def main(argv=None):
         with plain_errors():
             tokenizer = load_tokenizer()
             student = starting_model(args, config_from(args, vocab_size=len(tokenizer)))
-            teacher = freeze(load_teacher(args, tokenizer), run.dtype).to(run.device)
+            teacher = load_teacher(args, tokenizer)
+            args.teacher_checksum = checksum(teacher)  # like a flag: --resume refuses another value
+            teacher = freeze(teacher, run.dtype).to(run.device)
             data = load_data(run, args, ChatFormat(tokenizer), kind="chat")
         run.log(f"学生模型(LLM)总参数量：{count_parameters(student) / 1e6:.3f} 百万")
         run.log(f"教师模型(LLM)总参数量：{count_parameters(teacher) / 1e6:.3f} 百万")

@@ -8,6 +8,7 @@ import signal
 import sys
 import zipfile
 from concurrent.futures import Future
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from toy import same_weights, toy_args, toy_model, toy_run, toy_sequences, toy_t
 
 from training.checkpoint import (
     CheckpointError,
+    compare,
     list_states,
     random_state,
     read_newest_state,
@@ -176,6 +178,14 @@ def test_flags_that_change_the_result_are_refused_by_name(trained, capsys):
     for part in ("learning_rate: 0.0005 then, 0.001 now", "seed: 1337 then, 3 now", "batch_size: 2 then, 3 now"):
         assert part in message
     assert "log_interval" not in message and "--from_weight" in message
+
+
+def test_a_refused_adapter_is_not_called_weights_to_start_from():
+    directory, adapter = Path("out/checkpoints/lora/medical_512"), Path("out/lora/medical_512.pth")
+    flags = {"lora_name": "medical", "seed": 1}
+    with pytest.raises(CheckpointError, match="another --lora_name than medical, which keeps out/lora") as refused:
+        compare(flags, {**flags, "seed": 2}, directory, adapter)
+    assert "--from_weight" not in str(refused.value)
 
 
 def test_another_model_or_other_data_is_refused(trained, capsys):

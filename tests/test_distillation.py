@@ -2,6 +2,8 @@
 
 import math
 from argparse import Namespace
+from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -17,6 +19,8 @@ from model.model import MiniMindForCausalLM
 from train_distillation import make_loss, parse_args, token_kl
 from training.losses import next_token_loss
 from training.teacher import freeze, load_teacher, teacher_logits
+
+SAMPLE = Path(__file__).resolve().parents[1] / "dataset" / "sample" / "sft.jsonl"
 
 
 def flags(**changes) -> Namespace:
@@ -256,6 +260,38 @@ def test_another_vocabulary_is_an_error(tmp_path, tokenizer):
     path.write_text(path.read_text().replace('"<tool_call>"', '"<tool_kall>"'))
     with pytest.raises(ValueError, match="knows 6399 of the 6400 tokens"):
         load_teacher(teacher_flags(tmp_path, "--teacher_path", str(tmp_path / "other")), tokenizer)
+
+
+@pytest.mark.parametrize("kind", ["--from_teacher_weight", "--teacher_path"])
+def test_a_run_is_not_continued_with_another_teacher(kind, tmp_path, tokenizer, capsys):
+    """Same flags, same name of the file, other weights in it."""
+    place = tmp_path / ("teacher.pth" if kind == "--from_teacher_weight" else "teacher")
+    config = LMConfig(dim=16, n_layers=1)
+
+    def write_teacher(seed: int) -> None:
+        torch.manual_seed(seed)
+        model = MiniMindForCausalLM(config)
+        if place.suffix:
+            save_weights(model.state_dict(), place)
+        else:
+            model.save_pretrained(place)
+            tokenizer.save_pretrained(place)
+
+    argv = f"--data_path {SAMPLE} --dim 16 --n_layers 1 --teacher_dim 16 --teacher_n_layers 1 --device cpu".split()
+    argv += (
+        f"--dtype float32 --from_weight none --batch_size 2 --max_seq_len 64 --heldout_share 0 {kind} {place}".split()
+    )
+    argv += f"--out_dir {tmp_path} --cache_dir {tmp_path} --max_steps 1 --threads 1 --resume auto".split()
+    with patch("training.report.plot_losses"), patch("training.evaluation.Evaluation.answers", return_value=[]):
+        for seed in (1, 1):
+            write_teacher(seed)
+            train_distillation.main(argv)
+        assert "already complete" in capsys.readouterr().out
+        write_teacher(2)
+        with pytest.raises(SystemExit):
+            train_distillation.main(argv)
+    error = capsys.readouterr().err
+    assert "teacher_checksum: " in error and "different run" in error
 
 
 # The flags

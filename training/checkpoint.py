@@ -175,6 +175,13 @@ def remove_leftovers(path: Path) -> None:
         leftover.unlink(missing_ok=True)
 
 
+def new_run_flags(flags: dict, weights: Path) -> str:
+    """What makes a new run out of the one that saved ``weights``. Nothing can start from an adapter alone."""
+    if "lora_name" in flags:
+        return f"another --lora_name than {flags['lora_name']}, which keeps {weights}"
+    return f"--from_weight {weights}, which starts from its weights"
+
+
 def compare(saved: dict, current: dict, directory: Path, weights: Path) -> list[str]:
     """What differs between a state's run and this one, as lines to tell. Raises CheckpointError if it is too much.
 
@@ -187,8 +194,8 @@ def compare(saved: dict, current: dict, directory: Path, weights: Path) -> list[
         raise CheckpointError(
             f"{directory} belongs to a different run; continuing it with these flags would be neither run:\n  "
             + "\n  ".join(refused)
-            + f"\nUse that run's values; or, for a new run that starts from its weights, leave --resume out and pass "
-            f"--from_weight {weights}."
+            + "\nUse that run's values; or, for a new run, leave --resume out and pass "
+            f"{new_run_flags(current, weights)}."
         )
     told = [f"{lines[name]} (harmless)" for name in differing if name in HARMLESS]
     return told + [f"{lines[name]} (exact up to rounding from here on)" for name in differing if name in ROUNDING]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from dataset.batching import plan_batches, prefetch
 from model.loading import count_parameters
 
-from .checkpoint import Progress
+from .checkpoint import Progress, new_run_flags
 from .cli import plain_errors
 from .evaluation import Evaluation
 from .inputs import Data
@@ -116,8 +116,9 @@ def train(
     if watch.is_failing:
         raise SystemExit(
             f"{MAX_BAD_STEPS} steps in a row had a non-finite gradient and changed nothing; the weights before them "
-            f"are in {saver.weights_path}. Start a new run from them with --from_weight {saver.weights_path} and a "
-            f"--learning_rate below {args.learning_rate}, or continue in full precision with --resume --dtype float32."
+            f"are in {saver.weights_path}. Start a new run with a --learning_rate below {args.learning_rate} and "
+            f"{new_run_flags(vars(args), saver.weights_path)}; or continue in full precision with --resume "
+            "--dtype float32."
         )
     if not is_last:
         run.log(f"stopped after step {progress.step} of {total_steps}; everything is saved. Continue with:")
