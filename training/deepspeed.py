@@ -28,6 +28,8 @@ class ZeroUpdater:
         os.environ.setdefault("LOCAL_RANK", "0")
         import deepspeed
 
+        if run.device.type == "cpu":  # its only extension here, another all-reduce, would be compiled at the start
+            deepspeed.ops.__compatible_ops__ = {}
         self.run, self._module, self._deepspeed = run, model, deepspeed
         self.shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
         self._plain = copy.deepcopy(model)
