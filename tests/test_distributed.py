@@ -20,6 +20,7 @@ import torch.multiprocessing as mp
 from toy import largest_difference, same_weights, toy_process, toy_train
 
 from training.checkpoint import list_states, read_state
+from training.cli import is_installed
 from training.report import read_log
 from training.runtime import distributed_run
 
@@ -242,6 +243,23 @@ def die_once(out: str, rank: str) -> None:
     dies = os.environ["RANK"] == rank and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
     options = {"loss_fn": interrupt_at(12, signal.SIGKILL)} if dies else {}
     toy_process(out, "--save_interval", "7", "--resume", "auto", **options)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not is_installed("deepspeed"), reason="needs: pip install deepspeed")
+def test_the_launcher_of_deepspeed_starts_the_same_run(tmp_path):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus=2", "--master_port", *free_ports(1)]
+    words = ["--no_local_rank", str(tmp_path / "program.py"), "run_without_dropout", str(tmp_path / "two")]
+    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    subprocess.run(launcher + words, env=environment, check=True, timeout=500)
+    toy_train(tmp_path / "one", "--accumulation_steps", "2", dropout=0.0)
+    one, two = (torch.load(path, weights_only=True) for path in sorted(tmp_path.rglob("toy_16.pth")))
+    assert largest_difference(one, two) < 1e-6
+
+
+def run_without_dropout(out: str) -> None:
+    toy_process(out, dropout=0.0)
 
 
 def test_main_first_lets_rank_0_go_first_on_every_machine(tmp_path):
