@@ -200,7 +200,7 @@ def stage_parser(description: str, **stage_defaults) -> StageParser:
     )  # fmt: skip
     group.add_argument(
         "--tracker", choices=TRACKERS, default="none",
-        help="also log there; wandb and swanlab work offline (WANDB_MODE=offline, SWANLAB_MODE=local)",
+        help="also log there; wandb and swanlab work offline (WANDB_MODE=offline, SWANLAB_MODE=offline)",
     )  # fmt: skip
     add_bool_flag(group, "--use_wandb", default=False, help="the same as --tracker wandb")
     group.add_argument("--wandb_project", default="MiniMind", help="project, for every tracker")

@@ -1,7 +1,7 @@
 """Experiment trackers behind one interface: ``log(values, step)``, ``id`` (to go on with the same run), ``finish()``.
 
 Each package is imported only when ``--tracker`` names it. All of them work without network: WANDB_MODE=offline,
-SWANLAB_MODE=local; TensorBoard writes files under {out_dir}/logs.
+SWANLAB_MODE=offline; TensorBoard writes files under {out_dir}/logs.
 """
 
 from pathlib import Path
