@@ -4,6 +4,7 @@ import argparse
 import os
 import re
 import runpy
+import shutil
 import signal
 import socket
 import subprocess
@@ -157,16 +158,17 @@ def test_a_signal_to_one_rank_stops_both_and_they_continue_exactly(two):
     assert same_weights(straight, resumed)
 
 
-def test_a_state_of_two_processes_continues_with_one(two, capsys):
+def test_a_state_of_two_processes_continues_with_one(two, tmp_path, capsys):
     """Nothing is trained twice or left out; the steps are renumbered, because they are larger with more processes."""
-    newest = list_states(two / "straight" / "checkpoints" / "toy_16")[1]
+    out_dir = shutil.copytree(two / "straight", tmp_path / "straight")
+    newest = list_states(out_dir / "checkpoints" / "toy_16")[1]
     state = read_state(newest)
-    list_states(two / "straight" / "checkpoints" / "toy_16")[0].unlink()
-    toy_train(two / "straight", "--save_interval", "7", "--resume")
+    list_states(out_dir / "checkpoints" / "toy_16")[0].unlink()
+    toy_train(out_dir, "--save_interval", "7", "--resume")
     out = capsys.readouterr().out
     assert "processes: 2 then, 1 now" in out
     assert f"its step {state['progress']['step']} is step {2 * state['progress']['step']} now" in out
-    continued = torch.load(two / "straight" / "toy_16.pth", weights_only=True)
+    continued = torch.load(out_dir / "toy_16.pth", weights_only=True)
     assert all(torch.isfinite(tensor).all() for tensor in continued.values())
 
 
