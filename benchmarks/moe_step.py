@@ -26,7 +26,7 @@ from model.moe import MoEFeedForward
 from training.loop import add_gradients
 from training.losses import next_token_loss
 from training.optim import Updater
-from training.runtime import TORCH_DTYPES, Run, choose_device
+from training.runtime import TORCH_DTYPES, Run, choose_device, keep_freed_memory
 
 
 class MaskLoop(MoEFeedForward):
@@ -96,6 +96,8 @@ def main(argv=None):
     args = parser.parse_args(argv)
 
     device = choose_device(args.device)
+    if device.type == "cpu":
+        keep_freed_memory()  # as in a run, and for all arms
     shape, positions = (args.batch_size, args.seq_len), args.batch_size * args.seq_len
     tokens = torch.randint(16, 6400, (2, *shape), generator=torch.Generator().manual_seed(0))
     lengths, places = torch.full((args.batch_size,), args.seq_len), torch.arange(positions)
