@@ -1,7 +1,9 @@
 """ZeRO on two gloo processes makes the run that plain data parallelism makes."""
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from test_distributed import ROOT, as_ranks
 from test_loop import interrupt_at
 from toy import largest_difference, toy_args, toy_model, toy_train
 
+from training.checkpoint import list_states, read_state
 from training.cli import is_installed
 from training.report import read_log
 from training.runtime import distributed_run
@@ -23,19 +26,32 @@ FLAGS = ["--max_steps", "20", "--log_interval", "1", "--accumulation_steps", "3"
 STAGES = ("1", "2", "3")
 
 
+def stopped_in_the_middle(out: Path, *flags: str, run) -> None:
+    with contextlib.suppress(SystemExit):  # after saving, in step 8 of 20
+        toy_train(out, *flags, run=run, dropout=0.0, loss_fn=interrupt_at(24))
+    assert run.stop_signal == signal.SIGTERM
+    run.stop_signal = 0
+
+
 def work_of_two(out: Path, ports) -> None:
     os.environ["MASTER_PORT"] = next(ports)
     with distributed_run(toy_args(out)) as run:  # one for all: DeepSpeed remembers the first process group
+
+        def continued(stopped: str, name: str, *flags: str) -> None:
+            if run.is_main:
+                shutil.copytree(out / stopped, out / name)
+            run.barrier()
+            toy_train(out / name, *FLAGS, *flags, "--resume", run=run, dropout=0.0)
+
         toy_train(out / "plain", *FLAGS, run=run, dropout=0.0)
+        stopped_in_the_middle(out / "plain-stopped", *FLAGS, run=run)
         for stage in STAGES:
-            flags = [*FLAGS, "--deepspeed", str(ROOT / "configs" / f"zero{stage}.json")]
-            toy_train(out / stage, *flags, run=run, dropout=0.0)
-            try:
-                toy_train(out / f"{stage}-continued", *flags, run=run, dropout=0.0, loss_fn=interrupt_at(24))
-            except SystemExit as stopped:
-                assert stopped.code == 128 + signal.SIGTERM
-            run.stop_signal = 0
-            toy_train(out / f"{stage}-continued", *flags, "--resume", run=run, dropout=0.0)
+            zero = ["--deepspeed", str(ROOT / "configs" / f"zero{stage}.json")]
+            toy_train(out / stage, *FLAGS, *zero, run=run, dropout=0.0)
+            stopped_in_the_middle(out / f"{stage}-stopped", *FLAGS, *zero, run=run)
+            continued(f"{stage}-stopped", f"{stage}-continued", *zero)
+            continued(f"{stage}-stopped", f"{stage}-continued-plain")
+            continued("plain-stopped", f"plain-continued-{stage}", *zero)
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +63,10 @@ def runs(tmp_path_factory) -> Path:
 
 def losses(folder: Path) -> dict[int, float]:
     return {r["step"]: r["loss"] for path in (folder / "logs").glob("*.jsonl") for r in read_log(path) if "loss" in r}
+
+
+def last_state(folder: Path) -> dict:
+    return read_state(list_states(folder / "checkpoints" / "toy_16")[0])
 
 
 def weights(folder: Path) -> dict:
@@ -67,16 +87,26 @@ def test_saved_weights_load_strictly(runs, stage):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stopped_run_continues_where_it_was(runs, stage):
-    straight, continued = losses(runs / stage), losses(runs / f"{stage}-continued")
-    assert continued.keys() == straight.keys()
-    assert max(abs(straight[step] - continued[step]) for step in straight) < 1e-5
-    assert largest_difference(weights(runs / stage), weights(runs / f"{stage}-continued")) < 1e-5
+@pytest.mark.parametrize(
+    ("straight", "continued"),
+    [("{}", "{}-continued"), ("{}", "{}-continued-plain"), ("plain", "plain-continued-{}")],
+    ids=["with DeepSpeed", "without", "plain run with DeepSpeed"],
+)
+def test_a_stopped_run_continues_where_it_was(runs, straight, continued, stage):
+    straight, continued = runs / straight.format(stage), runs / continued.format(stage)
+    expected, measured = losses(straight), losses(continued)
+    assert measured.keys() == expected.keys()
+    assert max(abs(expected[step] - measured[step]) for step in expected) < 1e-5
+    assert largest_difference(weights(straight), weights(continued)) < 1e-5
+    for _, entry in last_state(continued)["optimizer"]["state"].items():
+        assert entry["step"] == 20
 
 
-def test_a_run_goes_on_without_deepspeed(runs, capsys):
-    toy_train(runs / "3-continued", *FLAGS, "--accumulation_steps", "6", "--resume", dropout=0.0)
-    assert "already complete" in capsys.readouterr().out
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_parameter_counts_its_steps_for_itself(runs, stage):
+    """Fused AdamW adds 1 to each parameter's counter: one tensor for all of them would count n parameters a step."""
+    counters = [entry["step"] for entry in last_state(runs / stage)["optimizer"]["state"].values()]
+    assert len({counter.data_ptr() for counter in counters}) == len(counters)
 
 
 def test_a_wrong_config_is_a_plain_error(tmp_path):

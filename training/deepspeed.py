@@ -74,7 +74,7 @@ class ZeroUpdater:
         get = self._deepspeed.utils.safe_get_full_optimizer_state
         step = next(iter(self._zero.optimizer.state.values()))["step"]
         moments = {
-            i: {"step": step, **{name: get(parameter, name) for name in MOMENTS}}
+            i: {"step": step.clone(), **{name: get(parameter, name) for name in MOMENTS}}
             for i, parameter in enumerate(self._parameters)
         }
         optimizer = {"state": moments, "param_groups": self._groups}

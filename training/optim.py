@@ -137,6 +137,9 @@ class Updater:
         """Go on from what ``state()`` returned, on any number of ranks."""
         self._model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for entry in self.optimizer.state.values():
+            # AdamW adds 1 to each parameter's counter, and states written with --deepspeed once held one for all.
+            entry["step"] = entry["step"].clone()
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
 
