@@ -37,7 +37,7 @@ from training.cli import config_from, plain_errors, stage_parser
 from training.evaluation import Evaluation
 from training.inputs import load_data, starting_model
 from training.loop import train
-from training.losses import expert_load, supervised_forward, token_nll
+from training.losses import moe_metrics, supervised_forward, token_nll
 from training.runtime import distributed_run
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
@@ -78,8 +78,8 @@ def make_loss(tags: list[list[int]], tag_weight: float):
         rows, width = batch["input_ids"].shape
         row_weights = weights.new_zeros(rows * width).scatter(0, batch["positions"], weights).view(rows, width).sum(1)
         aux = (output.aux_loss * row_weights).sum()
-        load = expert_load(model, output, batch, row_weights)
-        return (nll * weights).sum() + aux, weight, {"nll": nll.sum().detach(), "aux_loss": aux.detach(), **load}
+        metrics = {"nll": nll.sum().detach(), **moe_metrics(model, output, batch, row_weights)}
+        return (nll * weights).sum() + aux, weight, metrics
 
     return reasoning_loss
 

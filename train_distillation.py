@@ -37,7 +37,7 @@ from training.cli import add_bool_flag, config_from, parse_bool, plain_errors, s
 from training.evaluation import Evaluation
 from training.inputs import load_data, starting_model
 from training.loop import train
-from training.losses import balance_loss, expert_load, supervised_forward, supervised_per_row, token_nll
+from training.losses import balance_loss, moe_metrics, supervised_forward, supervised_per_row, token_nll
 from training.runtime import distributed_run
 from training.teacher import checksum, freeze, load_teacher, teacher_logits
 
@@ -83,8 +83,8 @@ def make_loss(args, teacher):
         aux = balance_loss(output.aux_loss, batch)
         loss = nll + args.alpha * args.temperature**2 * kl + aux
         weight = torch.tensor(float(len(batch["targets"])), device=nll.device)
-        metrics = {"nll": nll, "kl": kl, "teacher_nll": teacher_nll, "aux_loss": aux}
-        metrics |= expert_load(model, output, batch, supervised_per_row(batch))
+        metrics = {"nll": nll, "kl": kl, "teacher_nll": teacher_nll}
+        metrics |= moe_metrics(model, output, batch, supervised_per_row(batch))
         return loss, weight, {name: value.detach() for name, value in metrics.items()}
 
     return distillation_loss

@@ -30,7 +30,7 @@ from training.cli import add_bool_flag, config_from, plain_errors, stage_parser
 from training.evaluation import Evaluation
 from training.inputs import load_data, starting_model
 from training.loop import train
-from training.losses import answer_logprobs, expert_load, supervised_forward, supervised_per_row
+from training.losses import answer_logprobs, moe_metrics, supervised_forward, supervised_per_row
 from training.reference import reference_logprobs
 from training.runtime import distributed_run
 
@@ -76,10 +76,9 @@ def make_loss(args, reference: Tensor):
             "rejected_reward": args.beta * rejected.sum(),
             "chosen_logp": chosen_logp.sum(),
             "rejected_logp": rejected_logp.sum(),
-            "aux_loss": aux,
         }
         weight = torch.tensor(float(len(batch["pairs"])), device=policy.device)
-        metrics |= expert_load(model, output, batch, torch.full_like(policy, 0.5))
+        metrics |= moe_metrics(model, output, batch, torch.full_like(policy, 0.5))
         return losses.sum() + aux, weight, {name: value.detach() for name, value in metrics.items()}
 
     return dpo_loss

@@ -53,12 +53,13 @@ def balance_loss(aux_loss: Tensor, batch: dict[str, Tensor]) -> Tensor:
     return (aux_loss * supervised_per_row(batch)).sum()
 
 
-def expert_load(model, output, batch: dict[str, Tensor], row_weights: Tensor) -> dict[str, Tensor]:
-    """How evenly a mixture of experts is used, as metric sums; nothing for a dense model, nor without router logits.
+def moe_metrics(model, output, batch: dict[str, Tensor], row_weights: Tensor) -> dict[str, Tensor]:
+    """Balance loss of a mixture of experts and how evenly it uses them, as metric sums; nothing for a dense model.
 
-    ``expert_0``, ``expert_1``, ...: share of the visits, mean over layers. ``expert_entropy``: of a layer's shares,
-    mean over layers; 1 is balance, 0 a router that knows one expert only. ``expert_min``: the smallest share in any
-    layer; near 0 an expert is dying. The last two are of the micro-batch. Nothing here waits for the device.
+    ``aux_loss``: the part of the loss that asks for balance. ``expert_0``, ``expert_1``, ...: share of the visits, mean
+    over layers. ``expert_entropy``: of a layer's shares, mean over layers; 1 is balance, 0 a router that knows one
+    expert only. ``expert_min``: the smallest share in any layer; near 0 an expert is dying. The last two are of the
+    micro-batch. Nothing here waits for the device.
     Args: row_weights: (B,) how much each row counts; they add up to the loss's weight.
     """
     if not output.router_logits:
@@ -71,7 +72,12 @@ def expert_load(model, output, batch: dict[str, Tensor], row_weights: Tensor) ->
     sums, weight = (share * row_weights[:, None]).sum(1), row_weights.sum().float()  # (layers, E), ()
     share = sums / weight.clamp(min=1e-6)
     figures = {f"expert_{i}": value for i, value in enumerate(sums.mean(0).unbind())}
-    return {**figures, "expert_entropy": load_entropy(share).mean() * weight, "expert_min": share.min() * weight}
+    return {
+        "aux_loss": (output.aux_loss.detach() * row_weights).sum(),
+        **figures,
+        "expert_entropy": load_entropy(share).mean() * weight,
+        "expert_min": share.min() * weight,
+    }
 
 
 def next_token_loss(model, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -84,5 +90,4 @@ def next_token_loss(model, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, di
     nll = token_nll(output.logits, batch["targets"]).sum()
     aux = balance_loss(output.aux_loss, batch)
     weight = torch.tensor(float(len(batch["targets"])), device=nll.device)
-    load = expert_load(model, output, batch, supervised_per_row(batch))
-    return nll + aux, weight, {"nll": nll.detach(), "aux_loss": aux.detach(), **load}
+    return nll + aux, weight, {"nll": nll.detach(), **moe_metrics(model, output, batch, supervised_per_row(batch))}
