@@ -2,6 +2,9 @@
 
 import os
 import pickle
+import struct
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -23,6 +26,12 @@ STAGE_SCRIPTS = {
     "reason": "train_distill_reason.py",
     "full_dist": "train_distillation.py",
 }
+
+# What zipfile and torch.load raise on files that are cut off, damaged, foreign, or that try to run code.
+_UNREADABLE = (
+    *(OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, OverflowError, MemoryError),
+    *(struct.error, zipfile.BadZipFile, pickle.UnpicklingError),
+)
 
 
 def weights_path(out_dir: str | Path, name: str, config: LMConfig) -> Path:
@@ -65,6 +74,58 @@ def atomic_save(value: object, path: str | Path) -> None:
             os.close(directory)
 
 
+class UnreadableFile(ValueError):
+    """Why a file of `torch.save` cannot be used, as a predicate: "is cut off or damaged (...)"."""
+
+
+def read_torch_file(path: str | Path) -> object:
+    """What `atomic_save` or `torch.save` wrote, on the CPU. Runs no code, and checks every byte.
+
+    torch.save has written zip archives since 1.6, with a checksum of each tensor; torch.load does not look at these.
+
+    Raises:
+        OSError: it cannot be opened.
+        UnreadableFile: it is no such archive, or cut off, or damaged, or holds more than tensors and plain values.
+    """
+    with open(path, "rb") as file:
+        if file.read(4) != b"PK\x03\x04":
+            raise UnreadableFile("is not a PyTorch file, or its beginning is damaged")
+        try:
+            with zipfile.ZipFile(file) as archive:
+                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                    raise ValueError("torch.save compresses nothing, but this is compressed")
+                if damaged := archive.testzip():
+                    raise ValueError(f"the checksum of {damaged} is wrong")
+            file.seek(0)
+            return torch.load(file, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            reason = "holds more than tensors and was not opened, it could run code of its author"
+            raise UnreadableFile(f"{reason} ({_first_line(error)})") from error
+        except _UNREADABLE as error:
+            raise UnreadableFile(f"is cut off or damaged ({type(error).__name__}: {_first_line(error)})") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0]
+
+
+def named_tensors(value: object, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor of a nested state with where it stands, e.g. ("optimizer.state.0.exp_avg", ...)."""
+    if isinstance(value, torch.Tensor):
+        yield name, value
+    elif isinstance(value, dict | list | tuple):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from named_tensors(item, f"{name}.{key}" if name else str(key))
+
+
+def nonfinite(value: object) -> str | None:
+    """Which tensors of a nested state hold NaN or infinity, as a predicate; None if none does."""
+    # A sum is five times faster than a look at each number; a sum that overflows is no proof.
+    suspects = [(name, tensor) for name, tensor in named_tensors(value) if not tensor.sum().isfinite()]
+    bad = [name for name, tensor in suspects if not tensor.isfinite().all()]
+    return f"holds NaN or infinity in {len(bad)} tensors, first {bad[0]}" if bad else None
+
+
 def _plain_tensors(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Float32 CPU tensors. Tied names keep sharing one, and none drags along a larger storage.
 
@@ -97,14 +158,16 @@ def load_weights(model: nn.Module, path: str | Path, make_with: str | None = Non
         FileNotFoundError: the file is missing; names the command that makes it.
         ValueError: the file is damaged, holds something else than tensors, or a model of another size.
     """
-    state_dict = read_state_dict(Path(path), make_with or _make_command(Path(path), model.config))
-    expected = model.state_dict()
+    path = Path(path)
+    make_with = make_with or _make_command(path, model.config)
+    state_dict, expected = read_state_dict(path, make_with), model.state_dict()
     if state_dict.keys() != expected.keys() or any(state_dict[name].shape != expected[name].shape for name in expected):
-        raise ValueError(_difference(Path(path), state_dict, expected))
+        raise ValueError(_difference(path, state_dict, expected))
     if not torch.equal(state_dict["lm_head.weight"], state_dict["model.embed_tokens.weight"]):
         raise ValueError(
             f"{path}: lm_head.weight and model.embed_tokens.weight differ, but this model uses one matrix for both"
         )
+    check_finite(path, state_dict, make_with)
     model.load_state_dict(state_dict)
 
 
@@ -165,21 +228,23 @@ def read_state_dict(path: Path, make_with: str | None) -> dict[str, torch.Tensor
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} not found: " + (f"run `{make_with}` first" if make_with else "check the path"))
-    remedy = f"remove it and run `{make_with}` again" if make_with else "copy or make it again"
-    with open(path, "rb") as file:
-        if file.read(4) != b"PK\x03\x04":  # torch.save has written zip archives since 1.6
-            raise ValueError(f"{path} is not a PyTorch weight file, or its beginning is damaged: {remedy}")
     try:
-        state_dict = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} holds more than tensors and was not opened, it could run code of its author: {error}"
-        ) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"{path} is cut off or damaged: {remedy} ({error})") from error
+        state_dict = read_torch_file(path)
+    except UnreadableFile as error:
+        raise ValueError(f"{path} {error}: {_remedy(make_with)}") from error
     if not isinstance(state_dict, dict) or not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
-        raise ValueError(f"{path} is not a state dict, a table from names to tensors: {remedy}")
+        raise ValueError(f"{path} is not a state dict, a table from names to tensors: {_remedy(make_with)}")
     return state_dict
+
+
+def check_finite(path: str | Path, state_dict: dict[str, torch.Tensor], make_with: str | None) -> None:
+    """Raises ValueError if a tensor holds NaN or infinity: the model would answer nothing but NaN."""
+    if problem := nonfinite(state_dict):
+        raise ValueError(f"{path} {problem}, as a run that diverged leaves it: {_remedy(make_with)}")
+
+
+def _remedy(make_with: str | None) -> str:
+    return f"remove it and run `{make_with}` again" if make_with else "copy or make it again"
 
 
 def _describe(state_dict: dict[str, torch.Tensor]) -> dict[str, object] | None:

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from .LMConfig import LMConfig
-from .loading import read_state_dict, weights_path
+from .loading import check_finite, read_state_dict, weights_path
 from .moe import Experts, grouped_linear
 
 Adapter = dict[str, torch.Tensor]
@@ -247,8 +247,9 @@ def read_lora(path: str | Path, config: LMConfig) -> Adapter:
         return _read_peft(path)
     name = path.stem.removesuffix("_moe").removesuffix(f"_{config.dim}")
     command = f"python train_lora.py --lora_name {name} --dim {config.dim} --n_layers {config.n_layers}"
+    command += " --use_moe True" if config.use_moe else ""
     adapter = {}
-    for name, tensor in read_state_dict(path, command + (" --use_moe True" if config.use_moe else "")).items():
+    for name, tensor in read_state_dict(path, command).items():
         target, is_lora, side = name.removeprefix("module.").removeprefix("_orig_mod.").partition(".lora.")
         if not is_lora or side not in ("A.weight", "B.weight"):
             raise ValueError(
@@ -261,6 +262,7 @@ def read_lora(path: str | Path, config: LMConfig) -> Adapter:
                 tensor = _rotate_half_order(tensor, config.head_dim)
             target = f"model.layers.{rest[0]}.{NAMES_2502.get(projection, projection)}"
         adapter[f"{target}.lora.{side}"] = tensor
+    check_finite(path, adapter, command)
     return adapter
 
 

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 from test_loop import interrupt_at, states
-from toy import same_weights, toy_args, toy_model, toy_run, toy_sequences, toy_train
+from toy import damaged_copies, same_weights, toy_args, toy_model, toy_run, toy_sequences, toy_train
 
+from model.loading import named_tensors
 from training.checkpoint import (
     CheckpointError,
     compare,
@@ -128,18 +129,25 @@ def test_no_bad_file_is_loaded_and_every_one_is_told(trained, tmp_path):
 
 
 def test_damage_anywhere_is_found_or_harmless(trained, tmp_path):
-    """200 random bytes changed: the file is refused, or what it gives is the original."""
+    """The file is refused, or what it gives is the original."""
     _, good = trained
     original = read_state(_save(tmp_path, good))
-    rng = np.random.default_rng(1)
-    for _ in range(200):
-        damaged = bytearray(good)
-        damaged[int(rng.integers(len(good)))] ^= int(rng.integers(1, 256))
+    for copy in damaged_copies(good, 200):
         try:
-            state = read_state(_save(tmp_path, bytes(damaged)))
+            state = read_state(_save(tmp_path, copy))
         except CheckpointError:
             continue
         assert same_weights(state["model"], original["model"]) and state["progress"] == original["progress"]
+
+
+@pytest.mark.parametrize("part", ["model", "optimizer"])
+def test_a_state_that_is_no_numbers_is_refused(trained, tmp_path, part):
+    state = read_state(_save(tmp_path, trained[1]))
+    name, tensor = next(iter(named_tensors({part: state[part]})))
+    tensor.view(-1)[0] = float("nan")
+    torch.save(state, tmp_path / "state")
+    with pytest.raises(CheckpointError, match=f"it holds NaN or infinity in . tensors, first {name}"):
+        read_state(tmp_path / "state")
 
 
 def test_resume_uses_the_state_before_a_torn_one(trained, tmp_path, capsys):
@@ -151,7 +159,7 @@ def test_resume_uses_the_state_before_a_torn_one(trained, tmp_path, capsys):
     newest.write_bytes(good[:5000])
     model = toy_train(tmp_path / "torn", "--save_interval", "4", "--resume")
     out = capsys.readouterr().out
-    assert f"{newest} is not used: torn" in out and "after step 4" in out
+    assert f"{newest} is not used: it is cut off" in out and "after step 4" in out
     assert same_weights(model.state_dict(), straight.state_dict())
 
 

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from toy import damaged_copies, same_weights
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 import eval_model
@@ -275,6 +276,25 @@ def test_todays_upstream_files_load(tmp_path):
         torch.save({prefix + name: tensor.half() for name, tensor in adapter.items()}, tmp_path / "new.pth")
         read = read_lora(tmp_path / "new.pth", small_model().config)
         torch.testing.assert_close(read, adapter, rtol=1e-3, atol=1e-3)
+
+
+def test_a_damaged_or_diverged_adapter_is_refused(tmp_path):
+    """Of such files a third loaded, with a changed adapter."""
+    path, config = tmp_path / "lora" / "mine_32.pth", small_model().config
+    adapter = random_adapter(3)
+    save_weights(adapter, path)
+    good, refused = path.read_bytes(), 0
+    for copy in damaged_copies(good, 60):
+        path.write_bytes(copy)
+        try:
+            assert same_weights(read_lora(path, config), adapter)
+        except ValueError:
+            refused += 1
+    assert refused > 40
+    adapter["model.layers.0.self_attn.q_proj.lora.A.weight"][1, 2] = float("inf")
+    save_weights(adapter, path)
+    with pytest.raises(ValueError, match="holds NaN or infinity in 1 tensors, first model.layers.0.*train_lora.py"):
+        read_lora(path, config)
 
 
 def test_what_does_not_fit_is_refused_with_a_remedy(tmp_path):

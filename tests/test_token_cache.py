@@ -136,7 +136,7 @@ def test_other_tokenizer_or_kind_makes_another_cache(write_jsonl, tmp_path, chat
     assert len({cache.path for cache in opened}) == 3
 
 
-@pytest.mark.parametrize("damage", ["shorten", "remove", "meta"])
+@pytest.mark.parametrize("damage", ["shorten", "remove", "meta", "flip"])
 def test_damaged_cache_is_rebuilt(write_jsonl, tmp_path, chat_format, damage):
     path = write_jsonl(text_rows(20))
     age(path)
@@ -146,6 +146,10 @@ def test_damaged_cache_is_rebuilt(write_jsonl, tmp_path, chat_format, damage):
         os.truncate(cache.path / "tokens.bin", 10)
     elif damage == "remove":
         (cache.path / "offsets.bin").unlink()
+    elif damage == "flip":  # of equal size
+        content = bytearray((cache.path / "tokens.bin").read_bytes())
+        content[77] ^= 4
+        (cache.path / "tokens.bin").write_bytes(content)
     else:
         (cache.path / "meta.json").write_text('{"version"')
     messages = []

@@ -110,3 +110,19 @@ def same_weights(a: dict, b: dict) -> bool:
 
 def largest_difference(a: dict, b: dict) -> float:
     return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
+def damaged_copies(good: bytes, count: int, seed: int = 0):
+    """`count` copies of a file as a bad disk or a broken download leaves it: bytes flipped, cut off, blocks zeroed."""
+    rng = np.random.default_rng(seed)
+    for i in range(count):
+        copy = bytearray(good)
+        start, size = int(rng.integers(len(good))), int(rng.choice([1, 2, 16, 512, 4096]))
+        if i % 3 == 0:
+            copy[start] ^= int(rng.integers(1, 256))
+        elif i % 3 == 1:
+            del copy[start:]
+        else:
+            copy[start : start + size] = bytes(len(copy[start : start + size]))
+        if copy != good:  # zeros may have been zeros
+            yield bytes(copy)

@@ -4,25 +4,19 @@ Weights for people (``out/pretrain_512.pth``) and states for continuing (``out/c
 different files: a state also holds the optimizer, the place in the data plan and every rank's random generators.
 """
 
-import pickle
 import random
 import shutil
-import struct
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from model.loading import atomic_save
+from model.loading import UnreadableFile, atomic_save, nonfinite, read_torch_file
 
 FORMAT = "minimind training state 2"
 PARTS = {"format", "model", "optimizer", "scaler", "progress", "random", "identity", "run_name", "tracker_id"}
 KEPT_STATES = 2
-# What zipfile and torch.load raise on files that are torn, damaged, foreign, or that try to run code.
-UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, OverflowError,
-              MemoryError, struct.error, zipfile.BadZipFile, pickle.UnpicklingError)  # fmt: skip
 
 # A continued run equals the unbroken one bit for bit if all flags are equal. These may change nevertheless:
 HARMLESS = {
@@ -112,23 +106,19 @@ def write_state(directory: Path, state: dict) -> None:
 def read_state(path: Path) -> dict:
     """A state that is whole. Raises CheckpointError with the reason for anything else.
 
-    Nothing in the file is executed (``weights_only``), and every byte of tensors is checked: torch.save stores a
-    checksum of each, but torch.load does not look at it.
+    Nothing in the file is executed, and every byte of it is checked.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged:
-            raise ValueError(f"the checksum of {damaged} is wrong")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except UNREADABLE as error:
-        reason = (str(error).splitlines() or [""])[0]
-        raise CheckpointError(f"torn, damaged or foreign ({type(error).__name__}: {reason})") from error
+        state = read_torch_file(path)
+    except (OSError, UnreadableFile) as error:
+        raise CheckpointError(f"it {error}" if isinstance(error, UnreadableFile) else str(error)) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = state.get("format", "no format") if isinstance(state, dict) else type(state).__name__
         raise CheckpointError(f"not a state of this version ({found!r} found, {FORMAT!r} expected)")
     if missing := PARTS - state.keys():
         raise CheckpointError(f"incomplete, without {', '.join(sorted(missing))}")
+    if problem := nonfinite({"model": state["model"], "optimizer": state["optimizer"]}):
+        raise CheckpointError(f"it {problem}")
     return state
 
 

@@ -4,14 +4,13 @@ The reference model of DPO never changes, so two numbers a pair replace its forw
 """
 
 import hashlib
-import pickle
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from dataset.batching import Pairs, plan_batches
-from model.loading import atomic_save
+from model.loading import UnreadableFile, atomic_save, read_torch_file
 
 from .inputs import Data
 from .losses import answer_logprobs
@@ -68,7 +67,7 @@ def _read(path: Path, run: Run) -> Tensor | None:
     if not path.is_file():
         return None
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        run.log(f"{path} cannot be read ({type(error).__name__}): computing it again")
+        return read_torch_file(path)
+    except (OSError, UnreadableFile) as error:
+        run.log(f"{path} cannot be read ({error}): computing it again")
         return None
