@@ -6,8 +6,10 @@ import struct
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -91,11 +93,7 @@ def read_torch_file(path: str | Path) -> object:
         if file.read(4) != b"PK\x03\x04":
             raise UnreadableFile("is not a PyTorch file, or its beginning is damaged")
         try:
-            with zipfile.ZipFile(file) as archive:
-                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                    raise ValueError("torch.save compresses nothing, but this is compressed")
-                if damaged := archive.testzip():
-                    raise ValueError(f"the checksum of {damaged} is wrong")
+            check_checksums(file)
             file.seek(0)
             return torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
@@ -103,6 +101,15 @@ def read_torch_file(path: str | Path) -> object:
             raise UnreadableFile(f"{reason} ({_first_line(error)})") from error
         except _UNREADABLE as error:
             raise UnreadableFile(f"is cut off or damaged ({type(error).__name__}: {_first_line(error)})") from error
+
+
+def check_checksums(file: BinaryIO | Path) -> None:
+    """Raises one of _UNREADABLE unless every part of a file of torch.save has the checksum that was stored with it."""
+    with zipfile.ZipFile(file) as archive:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise ValueError("torch.save compresses nothing, but this is compressed")
+        if damaged := archive.testzip():
+            raise ValueError(f"the checksum of {damaged} is wrong")
 
 
 def _first_line(error: Exception) -> str:
@@ -194,15 +201,45 @@ def load_directory(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokeniz
 
     Raises:
         FileNotFoundError: the directory holds no config.json or no tokenizer.
+        ValueError: its weights are damaged, hold NaN, or are not those of the model that config.json describes.
     """
-    if not (Path(path) / "config.json").is_file():
+    path = Path(path)
+    if not (path / "config.json").is_file():
         raise FileNotFoundError(
             f"{path} holds no config.json: a model directory in the format of transformers is needed here. The .pth "
             "files of this project are read with --load 0 (eval_model.py) or by their stage's name (training)"
         )
     AutoConfig.register(LMConfig.model_type, LMConfig, exist_ok=True)
     AutoModelForCausalLM.register(LMConfig, MiniMindForCausalLM, exist_ok=True)
-    return AutoModelForCausalLM.from_pretrained(path, local_files_only=True), load_tokenizer(path)
+    try:
+        for file in path.glob("*.bin"):
+            check_checksums(file)
+        # Sizes that differ are told below, in one message with names that differ.
+        model, found = AutoModelForCausalLM.from_pretrained(
+            path, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    except (SafetensorError, *_UNREADABLE) as error:
+        raise ValueError(f"{path} cannot be read ({type(error).__name__}: {_first_line(error)})") from error
+    if any(found.values()):
+        raise ValueError(_misfit(path, type(model).__name__, found))
+    check_finite(path, model.state_dict(), make_with=None)
+    return model, load_tokenizer(path)
+
+
+def _misfit(path: Path, architecture: str, found: dict[str, set]) -> str:
+    """What transformers filled with random numbers, left out, or would not take, in one message.
+
+    A tied output matrix and the tables that old files keep of rotary positions are not among it.
+    """
+    missing, unexpected = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
+    sizes = [f"{name} is {tuple(has)}, not {tuple(wants)}" for name, has, wants in sorted(found["mismatched_keys"])]
+    kinds = {"missing": missing, "not expected": unexpected, "of another size": sizes}
+    parts = [f"{len(names)} {kind} ({', '.join(names[:2])})" for kind, names in kinds.items() if names]
+    if architecture == MiniMindForCausalLM.__name__ and unexpected:
+        remedy = "these are names of another MiniMind, unread here: take a release with the names of Llama"
+    else:
+        remedy = "take config.json and weights from the same release, or save the model again with save_pretrained"
+    return f"{path} does not fit its config.json, a {architecture}: {'; '.join(parts or found['error_msgs'])}. {remedy}"
 
 
 def _make_command(path: Path, config: LMConfig) -> str | None:

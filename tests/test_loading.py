@@ -1,16 +1,28 @@
 """Weight files: round trip, atomic writing, and errors that say what to do."""
 
+import json
 import os
 import pickle
+import shutil
 import threading
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from toy import damaged_copies, same_weights
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from model.LMConfig import LMConfig
-from model.loading import load_model, load_tokenizer, load_weights, save_weights, weights_path
+from model.loading import (
+    TOKENIZER_DIR,
+    load_directory,
+    load_model,
+    load_tokenizer,
+    load_weights,
+    save_weights,
+    weights_path,
+)
 from model.model import MiniMindForCausalLM
 
 TINY = {"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "vocab_size": 97}
@@ -230,6 +242,101 @@ def test_code_in_a_file_does_not_run(tmp_path):
     with pytest.raises(ValueError, match="holds more than tensors"):
         load_weights(make_model(), tmp_path / "x.pth")
     assert not trap.exists()
+
+
+def save_directory(path: Path, model=None, tensors: dict | None = None, **changes) -> Path:
+    """A directory of transformers with everything in it; `tensors` replace the model's, `changes` go to config.json."""
+    model = model or make_model()
+    model.save_pretrained(path)
+    shutil.copytree(TOKENIZER_DIR, path, dirs_exist_ok=True)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, **changes}))
+    if tensors is not None:
+        save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    return path
+
+
+def llama(**changes) -> LlamaForCausalLM:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(**sizes, intermediate_size=64, vocab_size=97, **changes))
+
+
+def old_names(model: MiniMindForCausalLM) -> dict[str, torch.Tensor]:
+    """The names of early 2025, in a directory whose config.json is called minimind as ours is."""
+    names = {
+        "model.embed_tokens": "tok_embeddings",
+        "lm_head": "output",
+        "self_attn": "attention",
+        "mlp": "feed_forward",
+    }
+    names |= {"q_proj": "wq", "k_proj": "wk", "v_proj": "wv", "o_proj": "wo", "input_layernorm": "attention_norm"}
+    names |= {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3", "post_attention_layernorm": "ffn_norm"}
+    tensors = {}
+    for name, tensor in model.state_dict().items():
+        for new, old in names.items():
+            name = name.replace(new, old)
+        tensors[name.removeprefix("model.")] = tensor.clone()
+    return tensors
+
+
+def test_a_directory_in_the_layout_of_early_2025_is_refused(tmp_path):
+    """It loaded with random weights, and the model babbled."""
+    model = make_model()
+    path = save_directory(tmp_path / "MiniMind2", model, old_names(model))
+    with pytest.raises(ValueError) as error:
+        load_directory(path)
+    assert "MiniMind2 does not fit its config.json, a MiniMindForCausalLM: 20 missing (lm_head.weight, " in str(
+        error.value
+    )
+    assert "20 not expected (layers.0.attention.wk.weight, " in str(error.value) and "take a release" in str(
+        error.value
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "problem"),
+    [
+        ("model.norm.weight", None, r"1 missing \(model.norm.weight\).*same release"),
+        ("model.layers.0.self_attn.q_norm.weight", torch.ones(8), r"1 not expected \(model.layers.0.self_attn.q_norm"),
+        ("model.norm.weight", torch.ones(16), r"1 of another size \(model.norm.weight is \(16,\), not \(32,\)\)"),
+        (
+            "model.norm.weight",
+            torch.full((32,), torch.nan),
+            "holds NaN or infinity in 1 tensors, first model.norm.weight",
+        ),
+    ],
+)
+def test_a_directory_that_does_not_fit_its_config_is_refused(tmp_path, name, change, problem):
+    tensors = {**llama().state_dict(), name: change}
+    path = save_directory(tmp_path / "x", llama(), {key: value for key, value in tensors.items() if value is not None})
+    with pytest.raises(ValueError, match=problem):
+        load_directory(path)
+
+
+def test_what_a_sound_directory_may_lack_or_hold(tmp_path):
+    """A tied output matrix is not stored; tables of rotary positions are, in old files."""
+    tied = llama(tie_word_embeddings=True)
+    tensors = {name: tensor for name, tensor in tied.state_dict().items() if name != "lm_head.weight"}
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+    loaded, _ = load_directory(save_directory(tmp_path / "x", tied, tensors))
+    assert same_weights(loaded.state_dict(), tied.state_dict())
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_a_damaged_directory_is_refused(tmp_path, name):
+    model = make_model()
+    path = save_directory(tmp_path / "x", model)
+    if name == "pytorch_model.bin":
+        (path / "model.safetensors").unlink()
+        save_weights(model.state_dict(), path / name)
+    content = (path / name).read_bytes()
+    (path / name).write_bytes(content[:9000])
+    with pytest.raises(ValueError, match="x cannot be read"):
+        load_directory(path)
+    if name == "pytorch_model.bin":
+        (path / name).write_bytes(content[:9000] + bytes([content[9000] ^ 1]) + content[9001:])
+        with pytest.raises(ValueError, match="the checksum of .* is wrong"):
+            load_directory(path)
 
 
 def test_missing_tokenizer(tmp_path):
