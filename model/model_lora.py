@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -36,6 +37,16 @@ NAMES_2502 = {
     "feed_forward.w3": "mlp.up_proj",
 }
 PEFT_PREFIX = "base_model.model."
+# Of peft's settings: those read here; those that say how an adapter was trained, or which layers it has, as its names
+# do too; and the ways to begin one that leave the base weights alone. PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA move a
+# part of the base into the adapter: it fits the changed base only. Whatever else is set changes the forward pass.
+PEFT_READ = {"peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "init_lora_weights", "bias"}
+PEFT_WITHOUT_EFFECT = {
+    *("task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "lora_dropout", "eva_config"),
+    *("megatron_core", "qalora_group_size"),  # never empty, and without effect unless megatron_config or use_qalora is
+}
+PEFT_INITS = (True, False, "gaussian", "orthogonal", "eva", "mica")
 
 
 class LowRank(nn.Module):
@@ -276,14 +287,13 @@ def _read_peft(directory: Path) -> Adapter:
     files = directory / "adapter_config.json", directory / "adapter_model.safetensors"
     if missing := [str(file) for file in files if not file.is_file()]:
         raise FileNotFoundError(f"{', '.join(missing)} not found: a peft adapter directory holds both")
-    settings = json.loads(files[0].read_text(encoding="utf-8"))
-    other = [name for name in ("use_dora", "modules_to_save", "alpha_pattern", "fan_in_fan_out") if settings.get(name)]
-    if settings.get("peft_type") != "LORA" or settings.get("bias", "none") != "none" or other:
-        raise ValueError(
-            f"{directory} is no plain LoRA ({', '.join(other) or 'other type or bias'}): merge it with peft"
-        )
+    try:
+        settings, tensors = json.loads(files[0].read_text(encoding="utf-8")), load_file(files[1])
+    except (ValueError, SafetensorError) as error:
+        raise ValueError(f"{directory} is damaged: copy or make it again ({error})") from error
+    _check_peft_settings(directory, settings)
     adapter = {}
-    for name, tensor in load_file(files[1]).items():
+    for name, tensor in tensors.items():
         target, _, side = name.removeprefix(PEFT_PREFIX).partition(".lora_")
         if side not in ("A.weight", "B.weight"):
             raise ValueError(
@@ -293,7 +303,22 @@ def _read_peft(directory: Path) -> Adapter:
             rank = tensor.shape[1]
             tensor = tensor * (settings["lora_alpha"] / (math.sqrt(rank) if settings.get("use_rslora") else rank))
         adapter[f"{target}.lora.{side}"] = tensor.float()
+    check_finite(directory, adapter, make_with=None)
     return adapter
+
+
+def _check_peft_settings(directory: Path, settings: dict) -> None:
+    """Raises ValueError unless an adapter of these settings is W x + alpha / rank * B A x on the base as it is."""
+    if not isinstance(settings, dict) or not isinstance(settings.get("lora_alpha"), int | float):
+        raise ValueError(f"{directory}/adapter_config.json has no number lora_alpha: copy or make it again")
+    odd = {name: value for name, value in settings.items() if value and name not in PEFT_READ | PEFT_WITHOUT_EFFECT}
+    expected = {"peft_type": ("LORA",), "bias": ("none",), "init_lora_weights": PEFT_INITS}
+    odd |= {name: settings[name] for name, values in expected.items() if settings.get(name, values[0]) not in values}
+    if odd:
+        raise ValueError(
+            f"{directory} is no plain LoRA on the base model ({', '.join(f'{k}: {v!r}' for k, v in odd.items())}): "
+            "merge it with peft, or save it as one with its path_initial_model_for_weight_conversion"
+        )
 
 
 def write_peft(adapter: Adapter, directory: str | Path, base_model: str | None = None) -> None:

@@ -1,6 +1,5 @@
-"""LoRA: the formula, peft's forward, merge and files, MiniMind's files, switching, and the stage."""
+"""LoRA: the formula, merging and switching, MiniMind's files, and the stage; peft is in test_lora_peft.py."""
 
-import json
 import subprocess
 import sys
 
@@ -15,7 +14,6 @@ from model.LMConfig import LMConfig
 from model.loading import REPO_ROOT, save_weights, weights_path
 from model.model import MiniMindForCausalLM
 from model.model_lora import (
-    LORA_TARGETS,
     adaptable_weights,
     apply_lora,
     load_lora,
@@ -23,7 +21,6 @@ from model.model_lora import (
     merge_lora,
     read_lora,
     remove_lora,
-    write_peft,
 )
 
 IDS = torch.arange(24).view(2, 12) % 17
@@ -170,59 +167,6 @@ def test_dropout_is_active_in_training_only():
     assert torch.equal(logits(model), logits(model))
     model.train()
     assert not torch.equal(logits(model), logits(model))
-
-
-# peft
-
-
-def peft_logits(directory) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Logits of peft's model with the adapter in a directory, and its weights after peft's merge."""
-    from peft import PeftModel
-
-    model = PeftModel.from_pretrained(small_model(), str(directory)).eval()
-    result = logits(model)
-    return result, model.merge_and_unload().state_dict()
-
-
-def test_peft_reads_what_we_write_and_computes_and_merges_the_same(tmp_path):
-    model = small_model()
-    apply_lora(model, rank=4, alpha=10.0)
-    train_adapter(model)
-    write_peft(lora_state_dict(model), tmp_path / "peft")
-    theirs, merged = peft_logits(tmp_path / "peft")
-    torch.testing.assert_close(logits(model), theirs)
-    merge_lora(model)
-    torch.testing.assert_close(model.state_dict(), merged)
-
-
-@pytest.mark.parametrize(
-    "options", [{}, {"lora_alpha": 32}, {"use_rslora": True}, {"target_modules": ["v_proj"]}], ids=str
-)
-def test_we_read_what_peft_writes(options, tmp_path):
-    from peft import LoraConfig, get_peft_model
-
-    settings = {"r": 4, "lora_alpha": 8, "target_modules": list(LORA_TARGETS), "init_lora_weights": False, **options}
-    theirs = get_peft_model(small_model(), LoraConfig(task_type="CAUSAL_LM", **settings)).eval()
-    theirs.save_pretrained(str(tmp_path / "peft"))
-    model = small_model()
-    load_lora(model, read_lora(tmp_path / "peft", model.config))
-    torch.testing.assert_close(logits(model), logits(theirs))
-
-
-def test_adapters_that_plain_lora_cannot_express_are_refused(tmp_path):
-    write_peft(random_adapter(0), tmp_path)
-    settings = tmp_path / "adapter_config.json"
-    text = settings.read_text()
-    for change in ({"use_dora": True}, {"bias": "all"}, {"peft_type": "LOHA"}, {"modules_to_save": ["lm_head"]}):
-        settings.write_text(json.dumps({**json.loads(text), **change}))
-        with pytest.raises(ValueError, match="no plain LoRA"):
-            read_lora(tmp_path, small_model().config)
-    settings.unlink()
-    with pytest.raises(FileNotFoundError, match="adapter_config.json not found"):
-        read_lora(tmp_path, small_model().config)
-    with pytest.raises(ValueError, match="no adapters of routed experts: train with --lora_targets"):
-        write_peft(random_adapter(0, use_moe=True), tmp_path)
-    write_peft(random_adapter(0, use_moe=True, targets=ATTENTION), tmp_path)
 
 
 # MiniMind's files
