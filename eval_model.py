@@ -20,13 +20,14 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from inference.generation import TextStream, stream
-from inference.sampling import SamplingParams
+from inference.sampling import PENALTIES, TEMPERATURES, SamplingParams
 from inference.scoring import answer_questions, read_questions, score_report
 from model.chat_format import ChatFormat, Message
 from model.LMConfig import ROPE_SCALING_TYPES, LMConfig
 from model.loading import MODEL_MODES, count_parameters, load_directory, load_model, load_tokenizer, weights_path
 from model.model_lora import Adapter, load_lora, lora_path, read_lora, remove_lora
-from training.cli import BriefParser, add_bool_flag, add_model_flags
+from training.cli import add_model_flags
+from training.flags import BriefParser, Problem, add_bool_flag, non_empty, problem, real, whole
 from training.runtime import TORCH_DTYPES, choose_device
 
 PRETRAIN_PROMPTS = (
@@ -69,28 +70,35 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     All impossible values are reported at once, with exit code 2, before any work.
     """
-    parser = BriefParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = BriefParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, check=settle)
     group = parser.add_argument_group("model")
     add_model_flags(group)
-    group.add_argument("--out_dir", "--save_dir", default="out", help="directory of the .pth files (%(default)s)")
+    group.add_argument(
+        "--out_dir", "--save_dir", type=non_empty, default="out", help="directory of the .pth files (%(default)s)"
+    )
     group.add_argument(
         "--model_mode", type=int, default=1, choices=MODEL_MODES,
         help="0 pretrain (continues raw text), 1 full_sft, 2 rlhf, 3 reason (%(default)s)",
     )  # fmt: skip
     group.add_argument(
-        "--weight", metavar="NAME", help="talk to {out_dir}/NAME_{dim}[_moe].pth instead, e.g. full_dist"
+        "--weight",
+        type=non_empty,
+        metavar="NAME",
+        help="talk to {out_dir}/NAME_{dim}[_moe].pth instead, e.g. full_dist",
     )
     group.add_argument(
-        "--load", nargs="+", default=["0"], metavar=("{0,1}", "PATH"),
+        "--load", nargs="+", type=non_empty, default=["0"], metavar=("{0,1}", "PATH"),
         help="0: .pth weights; 1 [PATH]: a transformers directory (./MiniMind2)",
     )  # fmt: skip
     group.add_argument(
-        "--lora_name", "--lora_weight", nargs="+", default=[], metavar="NAME",
+        "--lora_name", "--lora_weight", nargs="+", type=non_empty, default=[], metavar="NAME",
         help="adapters in {out_dir}/lora, .pth files, or directories of peft; the first is used",
     )  # fmt: skip
-    group.add_argument("--load_from", metavar="PATH", help="'model': same as --load 0; PATH: same as --load 1 PATH")
     group.add_argument(
-        "--max_seq_len", type=int, default=8192, help="context: prompt and answer, in tokens (%(default)s)"
+        "--load_from", type=non_empty, metavar="PATH", help="'model': same as --load 0; PATH: same as --load 1 PATH"
+    )
+    group.add_argument(
+        "--max_seq_len", type=whole(16, 2**20), default=8192, help="context: prompt and answer, in tokens (%(default)s)"
     )
     group.add_argument(
         "--rope_scaling", type=parse_rope_scaling, metavar="TYPE:FACTOR[:TRAINED]",
@@ -98,32 +106,46 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "TRAINED the length trained on (yarn needs it), e.g. yarn:4:512",
     )  # fmt: skip
     add_bool_flag(group, "--inference_rope_scaling", default=False, help="same as --rope_scaling yarn:16:2048")
-    group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps; auto takes the fastest (%(default)s)")
+    group.add_argument(
+        "--device", type=non_empty, default="auto", help="cpu, cuda, cuda:1, mps; auto takes the fastest (%(default)s)"
+    )
     group.add_argument(
         "--dtype", default="auto", choices=["auto", *TORCH_DTYPES],
         help="of weights and arithmetic; auto: bfloat16 or float16 on CUDA, else float32 (%(default)s)",
     )  # fmt: skip
 
     group = parser.add_argument_group("sampling")
-    group.add_argument("--temperature", type=float, help="0 is greedy (0.85; 0 with --score)")
-    group.add_argument("--top_p", type=float, default=0.85, help="nucleus mass, 1 is off (%(default)s)")
-    group.add_argument("--top_k", type=int, default=0, help="candidates kept, 0 is off (%(default)s)")
-    group.add_argument("--repetition_penalty", "--rp", type=float, default=1.0, help="1 is off (%(default)s)")
-    group.add_argument("--max_new_tokens", type=int, help="longest answer, without the prompt (1024; 128 with --score)")
-    group.add_argument("--seed", type=int, help="makes every answer reproducible; without it they vary")
+    group.add_argument(
+        "--temperature", type=real(*TEMPERATURES, or_zero=True), help="0 is greedy (0.85; 0 with --score)"
+    )
+    group.add_argument("--top_p", type=real(1e-6, 1), default=0.85, help="nucleus mass, 1 is off (%(default)s)")
+    group.add_argument("--top_k", type=whole(0, 2**16), default=0, help="candidates kept, 0 is off (%(default)s)")
+    group.add_argument(
+        "--repetition_penalty", "--rp", type=real(*PENALTIES), default=1.0, help="1 is off (%(default)s)"
+    )
+    group.add_argument(
+        "--max_new_tokens", type=whole(1, 2**20), help="longest answer, without the prompt (1024; 128 with --score)"
+    )
+    group.add_argument("--seed", type=whole(0, 2**63 - 1), help="makes every answer reproducible; without it they vary")
 
     group = parser.add_argument_group("dialogue")
     group.add_argument("--prompt", action="append", metavar="TEXT", help="answer this and end; may be repeated")
     group.add_argument("--test_mode", type=int, choices=(0, 1), help="skip the menu: 0 automatic questions, 1 typing")
-    group.add_argument("--score", metavar="FILE", help="answer all questions of a jsonl file, and count the right ones")
     group.add_argument(
-        "--history_cnt", "--historys", type=int, default=0,
+        "--score", type=non_empty, metavar="FILE", help="answer all questions of a jsonl file, and count the right ones"
+    )
+    group.add_argument(
+        "--history_cnt", "--historys", type=whole(0, 10**6), default=0,
         help="earlier turns that the model sees, a turn being a question and its answer (%(default)s)",
     )  # fmt: skip
     add_bool_flag(group, "--stream", default=True, help="show an answer while it grows (%(default)s)")
     add_bool_flag(group, "--show_speed", default=True, help="show tokens per second after an answer (%(default)s)")
 
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def settle(args: argparse.Namespace) -> list[str]:
+    """Work out what several flags say together (see `parse_args`); returns every problem."""
     if args.max_new_tokens is None:
         args.max_new_tokens = 128 if args.score else 1024
     if args.temperature is None:
@@ -137,32 +159,28 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             setattr(args, name, make(args))
         except ValueError as error:
             problems.append(str(error))
-    if args.history_cnt < 0:
-        problems.append(f"--history_cnt {args.history_cnt}: it must be 0 or more")
     if args.rope_scaling and args.transformers_dir:
         problems.append("--rope_scaling is for .pth weights: a transformers directory says it in its config.json")
     if args.score and _continues_text(args):
         problems.append("--score asks questions, which a pretrained model cannot answer: use --model_mode 1, 2 or 3")
-    if problems:
-        parser.error("\n  ".join(["these flags cannot be used:", *problems]))
-    return args
+    return problems
 
 
-def parse_rope_scaling(text: str) -> dict[str, str | float]:
+def parse_rope_scaling(text: str) -> dict[str, str | float] | Problem:
     """`TYPE:FACTOR[:TRAINED]` as LMConfig's `rope_scaling`; LMConfig checks the values."""
     kind, *numbers = text.split(":")
     try:
-        factor, *trained = map(float, numbers)
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r}: write TYPE:FACTOR[:TRAINED], e.g. linear:2 or yarn:4:512"
-        ) from None
+        factor = float(numbers[0])
+        trained = [int(number) for number in numbers[1:]]
+    except (ValueError, IndexError):
+        return problem(text, "must be TYPE:FACTOR[:TRAINED], e.g. linear:2 or yarn:4:512")
     if len(trained) > 1 or (kind == "yarn" and not trained):
-        raise argparse.ArgumentTypeError(f"{text!r}: yarn needs the length trained on, e.g. yarn:4:512")
-    scaling = {"rope_type": kind, "factor": factor}
-    if trained:
-        scaling["original_max_position_embeddings"] = int(trained[0])
-    return scaling
+        return problem(text, "must say the length trained on, e.g. yarn:4:512")
+    return {
+        "rope_type": kind,
+        "factor": factor,
+        **({"original_max_position_embeddings": trained[0]} if trained else {}),
+    }
 
 
 def _params(args: argparse.Namespace) -> SamplingParams:

@@ -35,6 +35,7 @@ from model.chat_format import ChatFormat
 from model.loading import load_tokenizer
 from training.cli import config_from, plain_errors, stage_parser
 from training.evaluation import Evaluation
+from training.flags import real
 from training.inputs import load_data, starting_model
 from training.loop import train
 from training.losses import moe_metrics, supervised_forward, token_nll
@@ -97,11 +98,10 @@ def parse_args(argv=None):
         heldout_share=0.02,
         wandb_project="MiniMind-Reasoning",
     )
-    parser.add_argument("--tag_weight", type=float, default=10.0, help="weight of a tag's tokens; others weigh 1")
-    args = parser.parse_args(argv)
-    if not args.tag_weight > 0:
-        parser.error(f"--tag_weight {args.tag_weight}: must be greater than 0")
-    return args
+    parser.add_argument(
+        "--tag_weight", type=real(0.01, 1e4), default=10.0, help="weight of a tag's tokens; others weigh 1"
+    )
+    return parser.parse_args(argv)
 
 
 def main(argv=None):

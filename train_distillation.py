@@ -33,8 +33,9 @@ from torch.utils.checkpoint import checkpoint
 
 from model.chat_format import ChatFormat
 from model.loading import count_parameters, load_tokenizer
-from training.cli import add_bool_flag, config_from, parse_bool, plain_errors, stage_parser
+from training.cli import config_from, plain_errors, stage_parser
 from training.evaluation import Evaluation
+from training.flags import add_bool_flag, non_empty, parse_bool, real, whole
 from training.inputs import load_data, starting_model
 from training.loop import train
 from training.losses import balance_loss, moe_metrics, supervised_forward, supervised_per_row, token_nll
@@ -102,29 +103,54 @@ def parse_args(argv=None):
         wandb_project="MiniMind-Distillation",
     )
     group = parser.add_argument_group("distillation (--dim, --n_layers and --use_moe are the student's)")
-    group.add_argument("--alpha", type=float, default=1.0, help="weight of the KL; 0: cross-entropy alone")
-    group.add_argument("--temperature", type=float, default=1.5, help="T that divides both models' logits in the KL")
+    group.add_argument("--alpha", type=real(0, 1e4), default=1.0, help="weight of the KL; 0: cross-entropy alone")
+    group.add_argument(
+        "--temperature", type=real(0.01, 100), default=1.5, help="T that divides both models' logits in the KL"
+    )
     group.add_argument("--kl", choices=("forward", "reverse"), default="forward", help="direction of the KL")
-    group.add_argument("--top_k", type=int, default=0, help="compare the teacher's likeliest tokens only; 0: all")
-    group.add_argument("--teacher_dim", "--teacher_hidden_size", type=int, default=768, help="width of the teacher")
-    group.add_argument("--teacher_n_layers", "--teacher_num_layers", type=int, default=16, help="blocks of the teacher")
+    group.add_argument(
+        "--top_k", type=whole(0, 2**16), default=0, help="compare the teacher's likeliest tokens only; 0: all"
+    )
+    group.add_argument(
+        "--teacher_dim", "--teacher_hidden_size", type=whole(1, 2**16), default=768, help="width of the teacher"
+    )
+    group.add_argument(
+        "--teacher_n_layers", "--teacher_num_layers", type=whole(1, 1000), default=16, help="blocks of the teacher"
+    )
     add_bool_flag(group, "--teacher_use_moe", default=False, help="the teacher is a mixture of experts")
-    group.add_argument("--from_teacher_weight", default="full_sft", help="the teacher's stage name, or a .pth file")
-    group.add_argument("--teacher_path", metavar="DIR", help="or a model directory of transformers")
-    group.add_argument("--student_hidden_size", dest="dim", type=int, default=SUPPRESS, help="same as --dim")
-    group.add_argument("--student_num_layers", dest="n_layers", type=int, default=SUPPRESS, help="same as --n_layers")
+    group.add_argument(
+        "--from_teacher_weight", type=non_empty, default="full_sft", help="the teacher's stage name, or a .pth file"
+    )
+    group.add_argument("--teacher_path", type=non_empty, metavar="DIR", help="or a model directory of transformers")
+    group.add_argument(
+        "--student_hidden_size", dest="dim", type=whole(1, 2**16), default=SUPPRESS, help="same as --dim"
+    )
+    group.add_argument(
+        "--student_num_layers", dest="n_layers", type=whole(1, 1000), default=SUPPRESS, help="same as --n_layers"
+    )
     group.add_argument(
         "--student_use_moe", dest="use_moe", type=parse_bool, default=SUPPRESS, metavar="BOOL", help="same as --use_moe"
     )
-    group.add_argument("--from_student_weight", dest="from_weight", default=SUPPRESS, help="same as --from_weight")
-    args = parser.parse_args(argv)
-    if args.alpha < 0 or not args.temperature > 0 or args.top_k < 0:
-        parser.error("--alpha and --top_k must be at least 0, --temperature greater than 0")
+    group.add_argument(
+        "--from_student_weight", dest="from_weight", type=non_empty, default=SUPPRESS, help="same as --from_weight"
+    )
+    parser.add_check(distillation_problems)
+    return parser.parse_args(argv)
+
+
+def distillation_problems(args) -> list[str]:
+    """What is wrong between the flags of this stage."""
+    problems = []
     if args.top_k and args.kl == "reverse":
-        parser.error("--top_k with --kl reverse: outside the top k the teacher says 0 and the reverse KL is infinite")
+        problems.append("--top_k with --kl reverse: outside the top k the teacher says 0, the reverse KL is infinite")
     if args.from_teacher_weight == "none":
-        parser.error("--from_teacher_weight none: a teacher with random weights teaches nothing")
-    return args
+        problems.append("--from_teacher_weight none: a teacher with random weights teaches nothing")
+    if args.teacher_path is None:
+        try:
+            config_from(args, dim=args.teacher_dim, n_layers=args.teacher_n_layers, use_moe=args.teacher_use_moe)
+        except ValueError as error:
+            problems.append(f"the teacher: {error}")
+    return problems
 
 
 def main(argv=None):

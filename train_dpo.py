@@ -26,8 +26,9 @@ from torch.nn.functional import logsigmoid
 
 from model.chat_format import ChatFormat
 from model.loading import load_tokenizer
-from training.cli import add_bool_flag, config_from, plain_errors, stage_parser
+from training.cli import config_from, plain_errors, stage_parser
 from training.evaluation import Evaluation
+from training.flags import add_bool_flag, real
 from training.inputs import load_data, starting_model
 from training.loop import train
 from training.losses import answer_logprobs, moe_metrics, supervised_forward, supervised_per_row
@@ -98,20 +99,28 @@ def parse_args(argv=None):
         wandb_project="MiniMind-RLHF-SFT",
     )
     group = parser.add_argument_group("preference (a sequence of the shared flags is a pair here)")
-    group.add_argument("--beta", type=float, default=0.1, help="pull towards the reference; larger stays closer to it")
+    group.add_argument(
+        "--beta", type=real(1e-4, 1e4), default=0.1, help="pull towards the reference; larger stays closer to it"
+    )
     group.add_argument("--loss_type", choices=("sigmoid", "ipo"), default="sigmoid", help="the paper's loss, or IPO's")
     group.add_argument(
-        "--label_smoothing", type=float, default=0.0, help="probability that a label is wrong (sigmoid), below 0.5"
+        "--label_smoothing",
+        type=real(0, 0.5, below=True),
+        default=0.0,
+        help="probability that a label is wrong (sigmoid), below 0.5",
     )
     add_bool_flag(
         group, "--length_normalize", default=False, help="mean instead of sum of an answer's log-probabilities"
     )
-    args = parser.parse_args(argv)
-    if not args.beta > 0:
-        parser.error(f"--beta {args.beta}: must be greater than 0")
-    if not 0 <= args.label_smoothing < 0.5 or (args.label_smoothing and args.loss_type == "ipo"):
-        parser.error(f"--label_smoothing {args.label_smoothing}: must be in [0, 0.5), and 0 with --loss_type ipo")
-    return args
+    parser.add_check(preference_problems)
+    return parser.parse_args(argv)
+
+
+def preference_problems(args) -> list[str]:
+    """What is wrong between the flags of this stage."""
+    if args.label_smoothing and args.loss_type == "ipo":
+        return [f"--label_smoothing {args.label_smoothing}: must be 0 with --loss_type ipo"]
+    return []
 
 
 def main(argv=None):

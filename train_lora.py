@@ -22,7 +22,7 @@ writes  out/lora/{lora_name}_{dim}[_moe].pth    the adapter: eval_model.py --lor
         out/checkpoints/, out/logs/             state for --resume; log and loss curve
 """
 
-from argparse import Namespace
+from argparse import SUPPRESS, Namespace
 
 import torch
 
@@ -31,6 +31,7 @@ from model.loading import count_parameters, load_tokenizer
 from model.model_lora import LORA_TARGETS, apply_lora, lora_state_dict
 from training.cli import config_from, plain_errors, stage_parser
 from training.evaluation import Evaluation
+from training.flags import file_name, non_empty, one_of_these, problem, real, whole
 from training.inputs import load_data, starting_model
 from training.loop import tokens_per_batch, train
 from training.losses import next_token_loss
@@ -50,22 +51,43 @@ def parse_args(argv=None):
         wandb_project="MiniMind-LoRA-SFT",
     )
     group = parser.add_argument_group("LoRA")
-    group.add_argument("--lora_name", default="lora_identity", help="name of the adapter; its file is named after it")
-    group.add_argument("--lora_rank", type=int, default=16, help="width of the two matrices")
     group.add_argument(
-        "--lora_alpha", type=float, default=None, help="strength: the update is scaled by alpha / rank; default: rank"
+        "--lora_name", type=file_name, default="lora_identity", help="name of the adapter; its file is named after it"
     )
-    group.add_argument("--lora_dropout", type=float, default=0.0, help="dropout on the adapter's input")
+    group.add_argument("--lora_rank", type=whole(1, 2**16), default=16, help="width of the two matrices")
     group.add_argument(
-        "--lora_targets", type=lambda text: tuple(text.split(",")), default=LORA_TARGETS, metavar="NAME,NAME,...",
+        "--lora_alpha",
+        type=real(1e-3, 1e6),
+        default=None,
+        help="strength: the update is scaled by alpha / rank; default: rank",
+    )
+    group.add_argument(
+        "--lora_dropout", type=real(0, 1, below=True), default=0.0, help="dropout on the adapter's input"
+    )
+    group.add_argument(
+        "--lora_targets", type=one_of_these(LORA_TARGETS), default=LORA_TARGETS, metavar="NAME,NAME,...",
         help="projections to adapt; q_proj,o_proj is what MiniMind adapts",
     )  # fmt: skip
     group.add_argument(
-        "--general_data", default=None, help="conversations; their held-out loss is measured before and after"
+        "--general_data",
+        type=non_empty,
+        default=None,
+        help="conversations; their held-out loss is measured before and after",
     )
+    group.add_argument(
+        "--save_weight", type=lambda name: problem(name, "name the adapter with --lora_name"), help=SUPPRESS
+    )
+    parser.add_check(lora_problems)
     args = parser.parse_args(argv)
     args.save_weight = f"lora/{args.lora_name}"
     return args
+
+
+def lora_problems(args) -> list[str]:
+    """What is wrong between the flags of this stage."""
+    if args.lora_rank > args.dim:
+        return [f"--lora_rank {args.lora_rank}: must be at most --dim ({args.dim}): a larger one adapts nothing more"]
+    return []
 
 
 def main(argv=None):

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+TEMPERATURES = (1e-4, 100)  # the least and the largest that logits may be divided by; 0 is greedy
+PENALTIES = (0.01, 100)  # of repetition
+
 
 @dataclass(frozen=True)
 class SamplingParams:
@@ -37,12 +40,15 @@ class SamplingParams:
     def __post_init__(self):
         rules = [
             (self.max_new_tokens >= 1, f"max_new_tokens is {self.max_new_tokens}: it must be at least 1"),
-            (0 <= self.temperature < float("inf"), f"temperature is {self.temperature}: use 0 (greedy) or more"),
+            (
+                self.temperature == 0 or TEMPERATURES[0] <= self.temperature <= TEMPERATURES[1],
+                f"temperature is {self.temperature}: use 0 (greedy), or {TEMPERATURES[0]:g} to {TEMPERATURES[1]:g}",
+            ),
             (0 < self.top_p <= 1, f"top_p is {self.top_p}: it must be above 0 and at most 1 (1 switches it off)"),
             (self.top_k >= 0, f"top_k is {self.top_k}: it must be 0 (off) or more"),
             (
-                0 < self.repetition_penalty < float("inf"),
-                f"repetition_penalty is {self.repetition_penalty}: it must be above 0 (1 switches it off)",
+                PENALTIES[0] <= self.repetition_penalty <= PENALTIES[1],
+                f"repetition_penalty is {self.repetition_penalty}: use {PENALTIES[0]:g} to {PENALTIES[1]:g} (1 is off)",
             ),
             (
                 self.seed is None or 0 <= self.seed < 2**63,

@@ -18,21 +18,39 @@ from model.LMConfig import LMConfig  # noqa: E402
 from model.loading import load_model, save_weights, weights_path  # noqa: E402
 from model.model_lora import load_lora, lora_path, merge_lora, read_lora, write_peft  # noqa: E402
 from training.cli import add_model_flags, plain_errors  # noqa: E402
+from training.flags import BriefParser, file_name, non_empty  # noqa: E402
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = BriefParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, check=find_problems)
     add_model_flags(parser)
-    parser.add_argument("--out_dir", default="out", help="where weights are read and written (%(default)s)")
-    parser.add_argument("--lora_name", required=True, help="the adapter: a name, a .pth file, or a directory of peft")
-    parser.add_argument("--from_weight", default="full_sft", help="weights that it was trained on (%(default)s)")
-    parser.add_argument("--merge_to", metavar="NAME", help="write full weights under this name")
-    parser.add_argument("--peft_dir", metavar="DIR", help="write the adapter for peft")
-    parser.add_argument("--base_model", help="noted in the peft directory: the base model's name or directory")
-    args = parser.parse_args(argv)
+    parser.add_argument(
+        "--out_dir", type=non_empty, default="out", help="where weights are read and written (%(default)s)"
+    )
+    parser.add_argument(
+        "--lora_name", type=non_empty, required=True, help="the adapter: a name, a .pth file, or a directory of peft"
+    )
+    parser.add_argument(
+        "--from_weight", type=non_empty, default="full_sft", help="weights that it was trained on (%(default)s)"
+    )
+    parser.add_argument("--merge_to", type=file_name, metavar="NAME", help="write full weights under this name")
+    parser.add_argument("--peft_dir", type=non_empty, metavar="DIR", help="write the adapter for peft")
+    parser.add_argument(
+        "--base_model", type=non_empty, help="noted in the peft directory: the base model's name or directory"
+    )
+    return parser.parse_args(argv)
+
+
+def find_problems(args: argparse.Namespace) -> list[str]:
+    """What is wrong between the flags."""
+    problems = []
     if not args.merge_to and not args.peft_dir:
-        parser.error("nothing to do: pass --merge_to NAME, --peft_dir DIR, or both")
-    return args
+        problems.append("nothing to do: pass --merge_to NAME, --peft_dir DIR, or both")
+    try:
+        LMConfig(dim=args.dim, n_layers=args.n_layers, use_moe=args.use_moe)
+    except ValueError as error:
+        problems.append(str(error))
+    return problems
 
 
 def main(argv: list[str] | None = None) -> None:

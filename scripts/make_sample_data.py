@@ -8,6 +8,7 @@ The same seed writes the same bytes. dataset/sample/README.md says what each fil
 import argparse
 import json
 import random
+import sys
 from pathlib import Path
 
 from sample_data.corpus import assistant, conversations, pretraining_texts, single_turns, split_questions, turns, user
@@ -16,6 +17,10 @@ from sample_data.persona import persona_facts
 from sample_data.preferences import preference_pairs
 from sample_data.reasoning import problems, reasoned
 from sample_data.tables import all_facts
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from training.flags import BriefParser, non_empty, whole  # noqa: E402
 
 
 def questions(messages: list[dict]) -> list[str]:
@@ -64,18 +69,27 @@ def make_files(seed: int) -> dict[str, list[dict]]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out_dir", type=Path, default=Path("dataset/sample"), help="where the files go")
-    parser.add_argument("--seed", type=int, default=1337, help="the committed files were made with 1337")
-    args = parser.parse_args()
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = BriefParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out_dir", type=non_empty, default="dataset/sample", help="where the files go")
+    parser.add_argument(
+        "--seed", type=whole(0, 2**63 - 1), default=1337, help="the committed files were made with 1337"
+    )
+    return parser.parse_args(argv)
 
-    args.out_dir.mkdir(parents=True, exist_ok=True)
-    for name, rows in make_files(args.seed).items():
-        path = args.out_dir / name
-        text = "".join(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n" for row in rows)
-        path.write_text(text, encoding="utf-8", newline="\n")
-        print(f"{path}: {len(rows)} rows, {len(text.encode()) / 1000:.0f} KB")
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    out_dir = Path(args.out_dir)
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        for name, rows in make_files(args.seed).items():
+            path = out_dir / name
+            text = "".join(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n" for row in rows)
+            path.write_text(text, encoding="utf-8", newline="\n")
+            print(f"{path}: {len(rows)} rows, {len(text.encode()) / 1000:.0f} KB")
+    except OSError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import argparse
 import hashlib
 import heapq
 import json
+import os
 import random
 import re
 import sys
@@ -29,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from model.chat_format import CONTROL_TOKENS, RESERVED_TOKENS, SPECIAL_TOKENS, ChatFormat, check_text  # noqa: E402
 from model.loading import TOKENIZER_DIR  # noqa: E402
+from training.flags import BriefParser, non_empty, real, whole  # noqa: E402
 
 HELDOUT_ONE_IN = 50
 HELDOUT_BYTES = 2_000_000  # of each file and language: enough for three digits
@@ -49,7 +51,7 @@ def read_texts(path: Path) -> Iterator[tuple[str | None, str]]:
                     found = [(message["role"], message["content"] or "") for key in keys for message in record[key]]
                 for _, text in found:
                     check_text(text)
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise ValueError(
                     f"{path}, line {number}: {type(error).__name__}: {error}. Each line must be an object with text, "
                     "with conversations, or with chosen and rejected; correct or remove this line"
@@ -216,36 +218,70 @@ def report(tokenizer: PreTrainedTokenizerFast, heldout: dict[str, list[str]]) ->
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = BriefParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, check=find_problems)
     add = parser.add_argument
-    default = [Path("./dataset/pretrain_hq.jsonl")]
-    add("--data_path", nargs="+", type=Path, default=default, metavar="FILE", help="jsonl files (default: %(default)s)")
-    add("--weights", nargs="+", type=float, help="parts of the sample the files give, e.g. 7 1 (default: equal ones)")
-    add("--out_dir", type=Path, default=Path("out/tokenizer"), help="directory to write (default: %(default)s)")
+    default = ["./dataset/pretrain_hq.jsonl"]
+    add(
+        "--data_path",
+        nargs="+",
+        type=non_empty,
+        default=default,
+        metavar="FILE",
+        help="jsonl files (default: %(default)s)",
+    )
+    add(
+        "--weights",
+        nargs="+",
+        type=real(1e-6, 1e6),
+        help="parts of the sample the files give, e.g. 7 1 (default: equal ones)",
+    )
+    add("--out_dir", type=non_empty, default="out/tokenizer", help="directory to write (default: %(default)s)")
     add("--overwrite", action="store_true", help="replace the tokenizer that is in --out_dir")
-    add("--vocab_size", type=int, default=6400, help="entries, 16 special tokens and 256 bytes included (%(default)s)")
-    add("--max_mb", type=float, default=50, help="size of the sample; the default %(default)s takes some minutes")
-    add("--english_share", type=float, default=0.46, help="share of English in the sample (%(default)s)")
-    add("--code_share", type=float, default=0.0061, help="Python source on top, relative to the sample (%(default)s)")
-    add("--max_token_bytes", type=int, default=24, help="longest token; a Chinese character is 3 bytes (%(default)s)")
-    add("--seed", type=int, default=42, help="decides which texts are sampled (%(default)s)")
-    args = parser.parse_args(argv)
-    for name in ("english_share", "code_share"):
-        if not 0 <= getattr(args, name) <= 1:
-            parser.error(f"--{name} is {getattr(args, name)}: it must be between 0 and 1")
-    if args.weights and (len(args.weights) != len(args.data_path) or min(args.weights) <= 0):
-        parser.error(
-            f"--weights is {args.weights}: give one positive number for each of the {len(args.data_path)} files"
+    add(
+        "--vocab_size",
+        type=whole(len(SPECIAL_TOKENS) + 257, 2**16),
+        default=6400,
+        help="entries, 16 special tokens and 256 bytes included (%(default)s)",
+    )
+    add(
+        "--max_mb",
+        type=real(0.001, 1e5),
+        default=50,
+        help="size of the sample; the default %(default)s takes some minutes",
+    )
+    add("--english_share", type=real(0, 1), default=0.46, help="share of English in the sample (%(default)s)")
+    add(
+        "--code_share",
+        type=real(0, 1),
+        default=0.0061,
+        help="Python source on top, relative to the sample (%(default)s)",
+    )
+    add(
+        "--max_token_bytes",
+        type=whole(1, 1000),
+        default=24,
+        help="longest token; a Chinese character is 3 bytes (%(default)s)",
+    )
+    add("--seed", type=whole(0, 2**63 - 1), default=42, help="decides which texts are sampled (%(default)s)")
+    return parser.parse_args(argv)
+
+
+def find_problems(args: argparse.Namespace) -> list[str]:
+    """What is wrong between the flags, or with the files that they name; turns the paths into Path."""
+    args.data_path, args.out_dir = [Path(path) for path in args.data_path], Path(args.out_dir)
+    problems = [
+        f"--data_path {path}: no such file: download it as README.md says, or try dataset/sample/pretrain.jsonl"
+        for path in args.data_path
+        if not os.path.isfile(path)  # Path.is_file raises for some names
+    ]
+    if args.weights and len(args.weights) != len(args.data_path):
+        problems.append(f"--weights {args.weights}: give one number for each of the {len(args.data_path)} files")
+    if os.path.exists(args.out_dir / "tokenizer.json") and not args.overwrite:
+        problems.append(
+            f"--out_dir {args.out_dir}: already holds a tokenizer, and models trained with it need it: choose another "
+            "directory, or add --overwrite"
         )
-    for path in args.data_path:
-        if not path.is_file():
-            parser.error(f"{path} does not exist: download it as README.md says, or try dataset/sample/pretrain.jsonl")
-    if (args.out_dir / "tokenizer.json").exists() and not args.overwrite:
-        parser.error(
-            f"{args.out_dir} already holds a tokenizer, and models trained with it need it: choose another --out_dir, "
-            "or add --overwrite"
-        )
-    return args
+    return problems
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -255,9 +291,9 @@ def main(argv: list[str] | None = None) -> None:
         n_bytes = sum(len(text.encode()) for text in train)
         code, heldout["Python code"] = sample_code(args.code_share * n_bytes)
         tokenizer = train_tokenizer(train + code, args.vocab_size, args.max_token_bytes)
-    except ValueError as error:
+        save_tokenizer(tokenizer, args.out_dir)
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    save_tokenizer(tokenizer, args.out_dir)
     print("\n".join(report(AutoTokenizer.from_pretrained(args.out_dir), heldout)))
     print(f"written: {args.out_dir}")
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from training.cli import config_from, find_problems, is_installed, parse_bool, plain_errors, stage_parser
+from training.cli import config_from, find_problems, is_installed, plain_errors, stage_parser
+from training.flags import parse_bool
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = [*ROOT.glob("training/*.py"), *ROOT.glob("train_*.py")]
@@ -43,7 +44,7 @@ def test_use_moe_false_is_dense(flags, value):
 
 def test_parse_bool_refuses_other_words(capsys):
     assert parse_bool("") is False
-    assert "'maybe' is not a yes or a no" in refused("--use_moe maybe", capsys)
+    assert "--use_moe maybe: is not a yes or a no" in refused("--use_moe maybe", capsys)
 
 
 @pytest.mark.parametrize(("flags", "value"), [("", False), ("--resume", True), ("--resume auto", "auto")])
@@ -99,13 +100,13 @@ def test_a_folder_named_like_a_package_is_not_the_package(tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     ("command", "parts"),
     [
-        ("--epochs 0", ["--epochs 0", "at least 1"]),
-        ("--batch_size -3", ["--batch_size -3", "at least 1"]),
-        ("--learning_rate 0", ["--learning_rate 0.0", "greater than 0"]),
+        ("--epochs 0", ["--epochs 0", "from 1 to 1000000"]),
+        ("--batch_size -3", ["--batch_size -3", "from 1"]),
+        ("--learning_rate 0", ["--learning_rate 0", "from 1e-12 to 1"]),
         ("--learning_rate nan", ["--learning_rate nan"]),
-        ("--grad_clip nan", ["--grad_clip nan", "finite"]),
+        ("--grad_clip nan", ["--grad_clip nan", "0 or a number from 0.001"]),
         ("--heldout_share 0.7", ["--heldout_share 0.7", "below 0.5"]),
-        ("--save_minutes -1", ["--save_minutes -1.0", "at least 0"]),
+        ("--save_minutes -1", ["--save_minutes -1", "from 0"]),
         ("--dim 100", ["100", "8"]),
         ("--dim 100 --epochs 0", ["100", "--epochs 0"]),
         ("--dtype float8", ["float8", "bfloat16"]),

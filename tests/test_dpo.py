@@ -291,8 +291,8 @@ def test_the_weights_fingerprint_ignores_nothing(pairs):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--beta", "0"], "--beta 0.0: must be greater than 0"),
-        (["--label_smoothing", "0.5"], "--label_smoothing 0.5: must be in [0, 0.5)"),
+        (["--beta", "0"], "--beta 0: must be a number from 0.0001"),
+        (["--label_smoothing", "0.5"], "--label_smoothing 0.5: must be a number from 0 to below 0.5"),
         (["--loss_type", "ipo", "--label_smoothing", "0.1"], "0 with --loss_type ipo"),
     ],
 )

@@ -156,11 +156,11 @@ def test_an_existing_tokenizer_is_never_replaced_unasked(corpus, tmp_path, capsy
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data_path", "missing.jsonl"], "missing.jsonl does not exist.*dataset/sample/pretrain.jsonl"),
-        (["--english_share", "2"], "--english_share is 2.0.*between 0 and 1"),
-        (["--weights", "1", "2"], "one positive number for each of the 1 files"),
-        (["--vocab_size", "70000"], "vocab_size is 70000.*at most 65536"),
-        (["--vocab_size", "100"], "vocab_size is 100.*above 272"),
+        (["--data_path", "missing.jsonl"], "missing.jsonl: no such file.*dataset/sample/pretrain.jsonl"),
+        (["--english_share", "2"], "--english_share 2: must be a number from 0 to 1"),
+        (["--weights", "1", "2"], "one number for each of the 1 files"),
+        (["--vocab_size", "70000"], "--vocab_size 70000: .*from 273 to 65536"),
+        (["--vocab_size", "100"], "--vocab_size 100: .*from 273"),
         (["--vocab_size", "60000"], "only .* of 60000 entries.*--vocab_size"),
     ],
 )

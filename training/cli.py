@@ -7,84 +7,24 @@ overrides defaults by keyword: ``stage_parser(__doc__, epochs=2, learning_rate=5
 import argparse
 import contextlib
 import importlib.util
-import math
 import os
 import sys
 from collections.abc import Iterator
-from typing import NoReturn
 
 from model.LMConfig import LMConfig
+
+from .flags import INTERVAL, BriefParser, add_bool_flag, file_name, non_empty, parse_resume, real, whole
 
 DTYPES = ("bfloat16", "float16", "float32")
 LR_SCHEDULES = ("cosine", "upstream", "constant")
 TRACKERS = ("none", "wandb", "swanlab", "tensorboard")
 
 
-def parse_bool(text: str) -> bool:
-    """``True/False/1/0/yes/no`` in any case, and the empty string as False; anything else is an argparse error.
-
-    ``type=bool`` would read ``--use_moe False`` as True: every non-empty string is true in Python.
-    """
-    value = text.strip().lower()
-    if value in ("true", "1", "yes", "y", "on"):
-        return True
-    if value in ("false", "0", "no", "n", "off", ""):
-        return False
-    raise argparse.ArgumentTypeError(f"{text!r} is not a yes or a no: write True, False, 1 or 0")
-
-
-def parse_resume(text: str) -> bool | str:
-    """What ``parse_bool`` accepts, or ``auto``."""
-    return "auto" if text.strip().lower() == "auto" else parse_bool(text)
-
-
-def add_bool_flag(parser, *names: str, default: bool, help: str) -> None:
-    """Add a boolean flag that accepts ``--flag``, ``--flag True``, ``--flag False`` and ``--flag 0/1``."""
-    parser.add_argument(*names, type=parse_bool, nargs="?", const=True, default=default, metavar="BOOL", help=help)
-
-
-class BriefParser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are not buried under the usage of some forty flags."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n`python {self.prog} --help` explains every flag.\n")
-
-
-class StageParser(BriefParser):
-    """An ArgumentParser that knows the limits of the shared flags and reports every violation at once."""
-
-    def parse_args(self, args=None, namespace=None):
-        parsed = super().parse_args(args, namespace)
-        if parsed.use_wandb and parsed.tracker == "none":
-            parsed.tracker = "wandb"
-        if problems := find_problems(parsed):
-            self.error("\n  ".join(["these flags cannot be used:", *problems]))
-        return parsed
-
-
 def find_problems(args: argparse.Namespace) -> list[str]:
-    """Every shared flag that is out of its range, as ``--flag value: limit``; an empty list when all is well."""
-    at_least = {
-        "epochs": 1, "batch_size": 1, "accumulation_steps": 1, "max_seq_len": 8, "num_workers": 0, "warmup_iters": 0,
-        "max_steps": 0, "log_interval": 1, "save_interval": 0, "eval_interval": 0, "threads": 0, "grad_clip": 0,
-        "weight_decay": 0,
-    }  # fmt: skip
-    problems = [
-        f"--{name} {getattr(args, name)}: must be at least {limit}"
-        for name, limit in at_least.items()
-        if getattr(args, name) < limit
-    ]
-    if args.save_minutes < 0:
-        problems.append(f"--save_minutes {args.save_minutes}: must be at least 0")
-    if not args.learning_rate > 0:
-        problems.append(f"--learning_rate {args.learning_rate}: must be greater than 0")
-    if not 0 <= args.heldout_share < 0.5:
-        problems.append(f"--heldout_share {args.heldout_share}: must be at least 0 and below 0.5")
-    problems += [
-        f"--{name} {value}: must be a finite number"
-        for name, value in vars(args).items()
-        if isinstance(value, float) and not math.isfinite(value)
-    ]
+    """What is wrong between the shared flags, or around them; an empty list when all is well."""
+    if args.use_wandb and args.tracker == "none":
+        args.tracker = "wandb"
+    problems = []
     if args.tracker != "none" and not is_installed(args.tracker):
         problems.append(f"--tracker {args.tracker}: the package is missing; pip install {args.tracker}")
     if args.deepspeed and not is_installed("deepspeed"):
@@ -106,31 +46,40 @@ def is_installed(package: str) -> bool:
     return found is not None and found.origin is not None
 
 
-def stage_parser(description: str, **stage_defaults) -> StageParser:
+def stage_parser(description: str, **stage_defaults) -> BriefParser:
     """The parser of one stage: all shared flags, with the stage's own defaults.
 
     Args:
         description: the stage's module docstring, shown by ``--help``.
-        stage_defaults: flag name -> default; ``data_path`` and ``save_weight`` are required.
+        stage_defaults: flag name -> default; ``data_path`` is required, and ``save_weight`` where the stage has such a
+            flag (LoRA names its file otherwise).
     Raises: KeyError for a default that belongs to no flag.
     """
-    parser = StageParser(description=description, formatter_class=_HelpFormatter)
+    parser = BriefParser(description=description, formatter_class=_HelpFormatter, check=find_problems)
 
     group = parser.add_argument_group("model")
     add_model_flags(group)
-    group.add_argument("--dropout", type=float, default=0.0, help="dropout probability; 0 for one-epoch runs")
     group.add_argument(
-        "--aux_loss_alpha", type=float, default=0.01, help="MoE: weight of the load-balancing loss, summed over layers"
+        "--dropout", type=real(0, 1, below=True), default=0.0, help="dropout probability; 0 for one-epoch runs"
+    )
+    group.add_argument(
+        "--aux_loss_alpha",
+        type=real(0, 100),
+        default=0.01,
+        help="MoE: weight of the load-balancing loss, summed over layers",
     )
     group.add_argument(
         "--from_weight",
+        type=non_empty,
         default="none",
         help="weights to start from: a stage name (read from --out_dir), a .pth file, or 'none' for random weights",
     )
 
     group = parser.add_argument_group("data")
-    group.add_argument("--data_path", default=None, help="the jsonl file to train on")
-    group.add_argument("--max_seq_len", type=int, default=512, help="longest sequence in tokens (not characters)")
+    group.add_argument("--data_path", type=non_empty, default=None, help="the jsonl file to train on")
+    group.add_argument(
+        "--max_seq_len", type=whole(8, 2**20), default=512, help="longest sequence in tokens (not characters)"
+    )
     group.add_argument(
         "--on_bad_line",
         choices=("stop", "skip"),
@@ -138,35 +87,46 @@ def stage_parser(description: str, **stage_defaults) -> StageParser:
         help="a line that cannot be used: stop, or skip and count",
     )
     group.add_argument(
-        "--heldout_share", type=float, default=0.005, help="share of the data never trained on, for the held-out loss"
+        "--heldout_share",
+        type=real(0, 0.5, below=True),
+        default=0.005,
+        help="share of the data never trained on, for the held-out loss",
     )
     group.add_argument(
-        "--num_workers", type=int, default=1, help="batches prepared ahead, by a background thread; 0: none"
+        "--num_workers", type=whole(0, 256), default=1, help="batches prepared ahead, by a background thread; 0: none"
     )
-    group.add_argument("--cache_dir", default="out/cache", help="where the tokenised data is kept between runs")
+    group.add_argument(
+        "--cache_dir", type=non_empty, default="out/cache", help="where the tokenised data is kept between runs"
+    )
 
     group = parser.add_argument_group("optimisation")
-    group.add_argument("--epochs", type=int, default=1, help="passes over the data")
+    group.add_argument("--epochs", type=whole(1, 10**6), default=1, help="passes over the data")
     group.add_argument(
-        "--batch_size", type=int, default=32,
+        "--batch_size", type=whole(1, 2**20), default=32,
         help="sequences per micro-batch on average: every micro-batch holds batch_size x (mean length) tokens",
     )  # fmt: skip
-    group.add_argument("--accumulation_steps", type=int, default=1, help="micro-batches per optimizer step and process")
-    group.add_argument("--learning_rate", type=float, default=5e-4, help="peak learning rate")
+    group.add_argument(
+        "--accumulation_steps", type=whole(1, 2**20), default=1, help="micro-batches per optimizer step and process"
+    )
+    group.add_argument("--learning_rate", type=real(1e-12, 1), default=5e-4, help="peak learning rate")
     group.add_argument(
         "--lr_schedule", choices=LR_SCHEDULES, default="cosine",
         help="after warm-up: cosine to 10 %%; 'upstream' is lr/10 + 0.5 lr (1 + cos), which starts at 1.1x the peak",
     )  # fmt: skip
-    group.add_argument("--warmup_iters", type=int, default=0, help="steps of linear warm-up")
+    group.add_argument("--warmup_iters", type=whole(0, INTERVAL), default=0, help="steps of linear warm-up")
     group.add_argument(
-        "--weight_decay", type=float, default=0.1, help="AdamW decay of matrices (never norms, embedding)"
+        "--weight_decay", type=real(0, 10), default=0.1, help="AdamW decay of matrices (never norms, embedding)"
     )
-    group.add_argument("--grad_clip", type=float, default=1.0, help="largest gradient norm; 0: no clipping")
-    group.add_argument("--max_steps", type=int, default=0, help="stop after this many optimizer steps; 0: all epochs")
-    group.add_argument("--seed", type=int, default=1337, help="seeds weights, data order and dropout")
+    group.add_argument(
+        "--grad_clip", type=real(1e-3, 1e6, or_zero=True), default=1.0, help="largest gradient norm; 0: no clipping"
+    )
+    group.add_argument(
+        "--max_steps", type=whole(0, INTERVAL), default=0, help="stop after this many optimizer steps; 0: all epochs"
+    )
+    group.add_argument("--seed", type=whole(0, 2**31 - 1), default=1337, help="seeds weights, data order and dropout")
 
     group = parser.add_argument_group("device and precision")
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:0, mps")
+    group.add_argument("--device", type=non_empty, default="auto", help="auto, cpu, cuda, cuda:0, mps")
     group.add_argument(
         "--dtype", choices=DTYPES, default="bfloat16",
         help="dtype of the matrix products; weights stay float32. float32 where the device has no fast bfloat16",
@@ -174,23 +134,37 @@ def stage_parser(description: str, **stage_defaults) -> StageParser:
     add_bool_flag(
         group, "--use_compile", default=None, help="torch.compile the model; default: on for CUDA, off elsewhere"
     )
-    group.add_argument("--threads", type=int, default=0, help="CPU threads; 0: PyTorch's choice")
     group.add_argument(
-        "--deepspeed", default=None, metavar="JSON",
+        "--threads", type=whole(0, os.cpu_count() or 1), default=0, help="CPU threads; 0: PyTorch's choice"
+    )
+    group.add_argument(
+        "--deepspeed", type=non_empty, default=None, metavar="JSON",
         help="shard optimizer and weights with DeepSpeed ZeRO, e.g. configs/zero2.json; for models of 500M and more",
     )  # fmt: skip
 
     group = parser.add_argument_group("logging and saving (intervals count optimizer steps)")
     group.add_argument(
-        "--out_dir", "--save_dir", dest="out_dir", default="out", help="where weights are read and written"
+        "--out_dir",
+        "--save_dir",
+        dest="out_dir",
+        type=non_empty,
+        default="out",
+        help="where weights are read and written",
     )
-    group.add_argument("--save_weight", default=None, help="name of the weights file: {out_dir}/{name}_{dim}[_moe].pth")
-    group.add_argument("--log_interval", type=int, default=100, help="steps between log lines")
-    group.add_argument("--save_interval", type=int, default=100, help="steps between saves; 0: only at the end")
-    group.add_argument("--save_minutes", type=float, default=10, help="save at least this often; 0: by steps only")
+    if "save_weight" in stage_defaults:
+        group.add_argument(
+            "--save_weight", type=file_name, help="name of the weights file: {out_dir}/{name}_{dim}[_moe].pth"
+        )
+    group.add_argument("--log_interval", type=whole(1, INTERVAL), default=100, help="steps between log lines")
+    group.add_argument(
+        "--save_interval", type=whole(0, INTERVAL), default=100, help="steps between saves; 0: only at the end"
+    )
+    group.add_argument(
+        "--save_minutes", type=real(0, 1e6), default=10, help="save at least this often; 0: by steps only"
+    )
     group.add_argument(
         "--eval_interval",
-        type=int,
+        type=whole(0, INTERVAL),
         default=500,
         help="steps between held-out evaluations and samples; 0: only at the end",
     )
@@ -203,11 +177,13 @@ def stage_parser(description: str, **stage_defaults) -> StageParser:
         help="also log there; wandb and swanlab work offline (WANDB_MODE=offline, SWANLAB_MODE=offline)",
     )  # fmt: skip
     add_bool_flag(group, "--use_wandb", default=False, help="the same as --tracker wandb")
-    group.add_argument("--wandb_project", default="MiniMind", help="project, for every tracker")
-    group.add_argument("--wandb_run_name", default=None, help="run name, for every tracker; default: the log's name")
+    group.add_argument("--wandb_project", type=non_empty, default="MiniMind", help="project, for every tracker")
+    group.add_argument(
+        "--wandb_run_name", type=non_empty, default=None, help="run name, for every tracker; default: the log's name"
+    )
 
     # Launchers append these; rank and world size really come from the environment (torchrun, deepspeed).
-    parser.add_argument("--local_rank", "--local-rank", type=int, default=-1, help=argparse.SUPPRESS)
+    parser.add_argument("--local_rank", "--local-rank", type=whole(-1, 2**20), default=-1, help=argparse.SUPPRESS)
     add_bool_flag(parser, "--ddp", default=False, help=argparse.SUPPRESS)
 
     known = {action.dest for action in parser._actions}
@@ -219,9 +195,11 @@ def stage_parser(description: str, **stage_defaults) -> StageParser:
 
 def add_model_flags(parser) -> None:
     """The flags that choose a model size; ``config_from`` reads them."""
-    parser.add_argument("--dim", "--hidden_size", dest="dim", type=int, default=512, help="width of the model")
     parser.add_argument(
-        "--n_layers", "--num_hidden_layers", dest="n_layers", type=int, default=8, help="number of blocks"
+        "--dim", "--hidden_size", dest="dim", type=whole(1, 2**16), default=512, help="width of the model"
+    )
+    parser.add_argument(
+        "--n_layers", "--num_hidden_layers", dest="n_layers", type=whole(1, 1000), default=8, help="number of blocks"
     )
     add_bool_flag(parser, "--use_moe", default=False, help="mixture of experts: 1 shared + 4 routed, top-2")
 

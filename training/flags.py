@@ -1,0 +1,141 @@
+"""What the value of a flag may be, and a parser that tells all that is wrong at once, before any work.
+
+The types here never raise: in the place of a bad value they return a `Problem`. `BriefParser` collects these from all
+flags, adds what the checks between flags find, and leaves with one message and exit code 2.
+"""
+
+import argparse
+import re
+from collections.abc import Callable
+from typing import NoReturn
+
+FORBIDDEN_IN_NAMES = set('/\\:*?"<>|')  # by some file system; the first two lead out of the directory
+LONGEST_NAME = 100  # bytes; file systems allow 255, and suffixes are added
+INTERVAL = 10**9  # the most steps any interval or limit may count
+
+
+class Problem(str):
+    """What is wrong with a value: `value: what it must be`."""
+
+
+def problem(text: str, limit: str) -> Problem:
+    shown = text if text.strip() and text.isprintable() else repr(text)
+    return Problem(f"{shown if len(shown) <= 60 else shown[:60] + '...'}: {limit}")
+
+
+def whole(least: int, most: int) -> Callable[[str], int | Problem]:
+    """The type of a whole number with its limits, both allowed."""
+
+    def parse(text: str) -> int | Problem:
+        try:
+            value = int(text)
+        except ValueError:
+            return problem(text, f"must be a whole number from {least} to {most}")
+        return value if least <= value <= most else problem(text, f"must be a whole number from {least} to {most}")
+
+    return parse
+
+
+def real(least: float, most: float, *, or_zero: bool = False, below: bool = False) -> Callable[[str], float | Problem]:
+    """The type of a real number with its limits; nan is outside of all limits.
+
+    Args:
+        or_zero: 0 is allowed too, and means off.
+        below: `most` itself is not allowed.
+    """
+    limits = f"must be {'0 or ' if or_zero else ''}a number from {least:g} to {'below ' if below else ''}{most:g}"
+
+    def parse(text: str) -> float | Problem:
+        try:
+            value = float(text)
+        except ValueError:
+            return problem(text, limits)
+        inside = least <= value <= most and not (below and value == most)
+        return value if inside or (or_zero and value == 0) else problem(text, limits)
+
+    return parse
+
+
+def non_empty(value: str) -> str | Problem:
+    """The type of a path, or of a name that is only looked up: anything but nothing."""
+    return value if value.strip() and "\0" not in value else problem(value, "must not be empty")
+
+
+def file_name(value: str) -> str | Problem:
+    """The type of a name that a file is named after: it must not lead out of the directory it is written to."""
+    usable = value.strip() and value.isprintable() and not value.startswith(".")
+    if usable and not FORBIDDEN_IN_NAMES & set(value) and len(value.encode()) <= LONGEST_NAME:
+        return value
+    forbidden = " ".join(sorted(FORBIDDEN_IN_NAMES))
+    return problem(
+        value,
+        f"must be a plain name of at most {LONGEST_NAME} bytes, without {forbidden} and no dot in front; "
+        "--out_dir says which directory it is written to",
+    )
+
+
+def one_of_these(allowed: tuple[str, ...]) -> Callable[[str], tuple[str, ...] | Problem]:
+    """The type of a list of words, separated by commas: a tuple of one or more of `allowed`."""
+
+    def parse(text: str) -> tuple[str, ...] | Problem:
+        words = tuple(word.strip() for word in text.split(","))
+        return words if set(words) <= set(allowed) else problem(text, f"must be one or more of {','.join(allowed)}")
+
+    return parse
+
+
+def parse_bool(text: str) -> bool | Problem:
+    """``True/False/1/0/yes/no`` in any case, and the empty string as False.
+
+    ``type=bool`` would read ``--use_moe False`` as True: every non-empty string is true in Python.
+    """
+    value = text.strip().lower()
+    if value in ("true", "1", "yes", "y", "on"):
+        return True
+    if value in ("false", "0", "no", "n", "off", ""):
+        return False
+    return problem(text, "is not a yes or a no: write True, False, 1 or 0")
+
+
+def parse_resume(text: str) -> bool | str | Problem:
+    """What ``parse_bool`` accepts, or ``auto``."""
+    return "auto" if text.strip().lower() == "auto" else parse_bool(text)
+
+
+def add_bool_flag(parser, *names: str, default: bool | None, help: str) -> None:
+    """Add a boolean flag that accepts ``--flag``, ``--flag True``, ``--flag False`` and ``--flag 0/1``."""
+    parser.add_argument(*names, type=parse_bool, nargs="?", const=True, default=default, metavar="BOOL", help=help)
+
+
+class BriefParser(argparse.ArgumentParser):
+    """An ArgumentParser that tells every problem at once, not buried under the usage of some forty flags.
+
+    Args:
+        check: called with the parsed flags, returns what is wrong between them; a value that is bad by itself has been
+            replaced by its default by then. More are added with `add_check`.
+    """
+
+    def __init__(self, *args, check: Callable[[argparse.Namespace], list[str]] | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._checks = [check] if check else []
+        self._negative_number_matcher = re.compile(r"-(\.?\d|inf|nan)", re.I)  # argparse's takes -1e30 for a flag
+
+    def add_check(self, check: Callable[[argparse.Namespace], list[str]]) -> None:
+        self._checks.append(check)
+
+    def parse_args(self, args=None, namespace=None):
+        parsed = super().parse_args(args, namespace)
+        problems = []
+        for name, value in vars(parsed).items():
+            wrong = [part for part in (value if isinstance(value, list) else [value]) if isinstance(part, Problem)]
+            if wrong:
+                problems += [f"--{name} {part}" for part in wrong]
+                setattr(parsed, name, self.get_default(name))
+        for check in self._checks:
+            problems += check(parsed)
+        if problems:
+            self.error("\n  ".join(["these flags cannot be used:", *problems]))
+        return parsed
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n`python {self.prog} --help` explains every flag.\n")
