@@ -1,7 +1,6 @@
 """ZeRO on two gloo processes makes the run that plain data parallelism makes."""
 
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -109,11 +108,40 @@ def test_every_parameter_counts_its_steps_for_itself(runs, stage):
     assert len({counter.data_ptr() for counter in counters}) == len(counters)
 
 
-def test_a_wrong_config_is_a_plain_error(tmp_path):
-    from training.deepspeed import complete_config
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        ("{", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ("[]", "must be a JSON object"),
+        ('{"zero_optimization": [2]}', "must be a JSON object with an object zero_optimization"),
+        ('{"zero_optimization": {"stage": 4}}', "stage is 4, must be 1, 2 or 3"),
+        ('{"zero_optimization": {"stage": [2]}}', r"stage is \[2\], must be"),
+        ('{"zero_optimization": {"stage": true}}', "stage is True, must be"),
+        (
+            '{"zero_optimization": {"stage": 2, "reduce_bucket_size": "x"}}',
+            "refused by DeepSpeed: .*reduce_bucket_size",
+        ),
+        ('{"zero_optimization": {"stage": 2, "no_such": 1}}', "refused by DeepSpeed: .*no_such"),
+        ('{"zero_optimization": {"stage": 2}, "activation_checkpointing": [1]}', "refused by DeepSpeed"),
+        ('{"zero_optimization": {"stage": 2}, "wall_clock_breakdown": []}', "refused by DeepSpeed"),
+        ('{"zero_optimization": {"stage": 2}, "optimizer": 5, "fp16": "x"}', "leave out optimizer, fp16: the flags"),
+    ],
+)
+def test_a_wrong_config_is_a_plain_error_before_any_work(tmp_path, content, part):
+    """Wrong types ended in AttributeError and TypeError, after the data had been tokenised."""
+    from training.deepspeed import check_config
 
     path = tmp_path / "ds.json"
-    for content, part in (("{", "not JSON"), (json.dumps({"zero_optimization": {"stage": 4}}), "must be 1, 2 or 3")):
-        path.write_text(content)
-        with pytest.raises(ValueError, match=part):
-            complete_config(toy_args(tmp_path, "--deepspeed", str(path)), torch.float32)
+    path.write_text(content)
+    with pytest.raises(ValueError, match=f"(?s){part}") as error:
+        check_config(toy_args(tmp_path, "--deepspeed", str(path)), torch.device("cpu"))
+    assert "ds.json" in str(error.value)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_shipped_configs_are_accepted(tmp_path, stage):
+    from training.deepspeed import check_config
+
+    args = toy_args(tmp_path, "--deepspeed", str(ROOT / "configs" / f"zero{stage}.json"))
+    check_config(args, torch.device("cpu"))

@@ -163,6 +163,14 @@ def test_eval_interval(tmp_path):
     assert [r["step"] for r in records(tmp_path) if "heldout_loss" in r] == [4, 8, 10]
 
 
+def test_a_warm_up_longer_than_the_run_is_told_loudly(tmp_path, capsys):
+    """`--warmup_iters 1000000` trained next to nothing without a word."""
+    toy_train(tmp_path / "a", "--max_steps", "4", "--warmup_iters", "1000000")
+    assert "!!! --warmup_iters 1000000: the run has 4 steps" in capsys.readouterr().out
+    toy_train(tmp_path / "b", "--max_steps", "4", "--warmup_iters", "3")
+    assert "!!!" not in capsys.readouterr().out
+
+
 def test_training_learns(tmp_path):
     toy_train(tmp_path, "--epochs", "12", "--learning_rate", "1e-2", dropout=0.0)
     losses = [r["loss"] for r in records(tmp_path) if "loss" in r]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .optim import make_optimizer, set_lr
 
+DECIDED_BY_FLAGS = ("optimizer", "scheduler", "fp16", "bf16", "amp", "train_batch_size")
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -108,16 +109,35 @@ class ZeroUpdater:
             self._zero._lazy_init_hp_params_optimizer_state()
 
 
+def check_config(args, device: torch.device) -> None:
+    """Raises ValueError, before any work, for a file of ``--deepspeed`` that DeepSpeed or this project cannot use."""
+    config = complete_config(args, torch.float32)
+    os.environ.setdefault("DS_ACCELERATOR", device.type)  # read when the package is imported
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    try:
+        DeepSpeedConfig(config)
+    except (ValueError, TypeError, AttributeError, KeyError, AssertionError) as error:  # it has no error of its own
+        raise ValueError(f"{args.deepspeed} is refused by DeepSpeed: {error}") from error
+
+
 def complete_config(args, dtype: torch.dtype) -> dict:
     """The user's DeepSpeed configuration, with everything that our flags decide. Raises ValueError on bad JSON."""
     with open(args.deepspeed, encoding="utf-8") as file:
         try:
             config = json.load(file)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{args.deepspeed} is not JSON: {error}") from error
-    stage = config.get("zero_optimization", {}).get("stage", 0)
-    if stage not in (1, 2, 3):
-        raise ValueError(f"{args.deepspeed}: zero_optimization.stage is {stage}, must be 1, 2 or 3")
+    zero = config.get("zero_optimization") if isinstance(config, dict) else None
+    if not isinstance(zero, dict):
+        raise ValueError(f"{args.deepspeed} must be a JSON object with an object zero_optimization in it")
+    if type(zero.get("stage")) is not int or zero["stage"] not in (1, 2, 3):
+        raise ValueError(f"{args.deepspeed}: zero_optimization.stage is {zero.get('stage')!r}, must be 1, 2 or 3")
+    if ours := [key for key in DECIDED_BY_FLAGS if key in config]:
+        raise ValueError(
+            f"{args.deepspeed}: leave out {', '.join(ours)}: the flags --learning_rate, --lr_schedule, --dtype and "
+            "--batch_size say that"
+        )
     return {
         "steps_per_print": 2**31,
         "zero_allow_untested_optimizer": True,

@@ -75,6 +75,13 @@ def train(
             f"steps of {args.accumulation_steps} micro-batches x {run.world_size} processes x {budget} tokens"
         )
         report.line(memory)
+        if args.warmup_iters >= total_steps:
+            reached = lr_at(total_steps - 1, total_steps, args.learning_rate, args.warmup_iters)
+            report.line(
+                f"!!! --warmup_iters {args.warmup_iters}: the run has {total_steps} steps, so the learning rate gets "
+                f"no further than {reached:.1e} of {args.learning_rate:.1e}; a tenth of the run, "
+                f"{math.ceil(total_steps / 10)}, is a usual warm-up"
+            )
         watch = Watch(meter, progress, report)
 
         for micro_batches in steps_left(run, data.train.collate, plans, window, progress, meter, args.num_workers):

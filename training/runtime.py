@@ -159,7 +159,8 @@ def choose_device(name: str) -> torch.device:
     except RuntimeError as error:
         raise ValueError(f"--device {name!r}: no such device; use auto, cpu, cuda, cuda:0 or mps") from error
     available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}
-    if device.type not in available or not available[device.type]():
+    count = torch.cuda.device_count() if device.type == "cuda" else 1
+    if device.type not in available or not available[device.type]() or (device.index or 0) >= count:
         raise ValueError(f"--device {name}: not available here; use --device auto or --device cpu")
     if device.type == "cuda":
         device = torch.device(
@@ -228,6 +229,10 @@ def distributed_run(args) -> Iterator[Run]:
         torch.set_num_threads(args.threads)
     with plain_errors():
         device = choose_device(args.device)
+        if args.deepspeed:
+            from .deepspeed import check_config
+
+            check_config(args, device)
     if device.type == "cpu":
         keep_freed_memory()
     dtype, remark = choose_dtype(args.dtype, device)
