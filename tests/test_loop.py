@@ -3,14 +3,16 @@
 import os
 import re
 import signal
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 from toy import largest_difference, same_weights, toy_args, toy_model, toy_run, toy_sequences, toy_train
 
+from dataset.batching import plan_batches
 from training.checkpoint import Progress, list_states
-from training.loop import add_gradients, count_steps, steps_left, tokens_per_batch
+from training.loop import add_gradients, count_steps, place_in_epoch, steps_left, tokens_per_batch
 from training.losses import next_token_loss
 from training.optim import Updater
 from training.report import Meter, read_log
@@ -76,7 +78,8 @@ def test_every_sequence_is_trained_on_once_per_epoch_on_any_number_of_ranks():
         for rank in range(world_size):
             run, progress = toy_run(), Progress()
             run.rank, run.world_size = rank, world_size
-            steps = steps_left(run, lambda ids: int(ids[0]), plans, 2 * world_size, progress, Meter(), depth=1)
+            plan, window = plans.__getitem__, 2 * world_size
+            steps = steps_left(run, lambda ids: int(ids[0]), plan, 2, window, progress, Meter(), depth=1)
             seen += [batch for step in steps for batch in step]
         assert sorted(seen) == [*range(7), *range(10, 17)]
 
@@ -87,28 +90,36 @@ def test_the_place_in_the_data_survives_a_change_of_the_number_of_processes():
     for first, second in ((2, 4), (4, 2), (1, 7), (7, 1)):
         for stop in range(1, sum(-(-7 // first) for _ in plans)):
             progress, seen = Progress(), []
-            before = steps_left(toy_run(), lambda ids: int(ids[0]), plans, first, progress, Meter(), depth=0)
+            plan = plans.__getitem__
+            before = steps_left(toy_run(), lambda ids: int(ids[0]), plan, 2, first, progress, Meter(), depth=0)
             for _ in range(stop):
                 seen += list(next(before))
                 progress.step += 1
-            counts = count_steps(plans, second, progress)
-            after = steps_left(toy_run(), lambda ids: int(ids[0]), plans, second, progress, Meter(), depth=0)
+            total = count_steps(7, 2, second, progress)
+            after = steps_left(toy_run(), lambda ids: int(ids[0]), plan, 2, second, progress, Meter(), depth=0)
             remaining = [list(step) for step in after]
             assert sorted(sum(remaining, seen)) == [*range(7), *range(10, 17)]
-            assert progress.step + len(remaining) == sum(counts)
+            assert progress.step + len(remaining) == total
 
 
 def test_count_steps_keeps_the_step_of_an_unchanged_run():
-    plans = [[None] * 7, [None] * 7]
     for step, (epoch, next_batch) in enumerate([(0, 0), (0, 3), (0, 6), (0, 9), (1, 3), (1, 6), (1, 9)]):
         progress = Progress(step=-1, epoch=epoch, next_batch=next_batch)
-        assert count_steps(plans, 3, progress) == [3, 3]
+        assert count_steps(7, 2, 3, progress) == 6
         assert progress.step == step
+        assert place_in_epoch(progress, 7, 3) == (step - 3 * epoch, 3)
 
 
 def test_the_budget_holds_the_longest_sequence():
     assert tokens_per_batch(4, np.array([10, 10, 10])) == 40
     assert tokens_per_batch(1, np.array([10, 500])) >= 504
+
+
+def test_an_epoch_is_planned_when_it_begins(tmp_path):
+    """The plans of a million epochs before the first step would take hours."""
+    with patch("training.loop.plan_batches", wraps=plan_batches) as planned:
+        toy_train(tmp_path, "--epochs", "1000000", "--max_steps", "2")
+    assert planned.call_count < 5
 
 
 # Saving and logging

@@ -47,21 +47,26 @@ def train(
     """
     with stop_on_signals(run), out_of_memory_advice(args):
         budget = tokens_per_batch(args.batch_size, data.train.lengths)
-        plans = [plan_batches(data.train.lengths, budget, args.seed, epoch) for epoch in range(args.epochs)]
         window = args.accumulation_steps * run.world_size
 
         model.to(run.device).train()
         run.broadcast(model)
-        memory = memory_report(run, args, model, loss_fn, data.train.collate, plans[0][0], budget)
+        memory = memory_report(run, args, model, loss_fn, data.train, budget)
         updater = make_updater(run, args, model)
-        if updater.equal_shares:
-            plans = [plan[: len(plan) // run.world_size * run.world_size] for plan in plans]
+        share = run.world_size if updater.equal_shares else 1
+
+        def plan(epoch: int) -> list[np.ndarray]:
+            """The micro-batches of an epoch, the same number in each; made when the epoch begins."""
+            batches = plan_batches(data.train.lengths, budget, args.seed, epoch)
+            return batches[: len(batches) // share * share]
+
         progress, meter = Progress(), Meter()
         saver = Saver(run, args, model.config, updater, progress, weights, data.fingerprint)
         with plain_errors():
             saver.resume()
-        epoch_steps = count_steps(plans, window, progress, run.log)
-        total_steps = min(sum(epoch_steps), args.max_steps or sum(epoch_steps))
+        batches = len(plan(0))
+        all_steps = count_steps(batches, args.epochs, window, progress, run.log)
+        total_steps = min(all_steps, args.max_steps or all_steps)
         if progress.step >= total_steps:
             run.log(f"this run is already complete: {saver.weights_path}")
             return
@@ -84,7 +89,8 @@ def train(
             )
         watch = Watch(meter, progress, report)
 
-        for micro_batches in steps_left(run, data.train.collate, plans, window, progress, meter, args.num_workers):
+        collate, depth = data.train.collate, args.num_workers
+        for micro_batches in steps_left(run, collate, plan, args.epochs, window, progress, meter, depth):
             lr = lr_at(progress.step, total_steps, args.learning_rate, args.warmup_iters, args.lr_schedule)
             names, sums = add_gradients(run, updater, loss_fn, micro_batches, scale=1 / budget)
             if not meter.names:
@@ -101,7 +107,7 @@ def train(
             is_last = progress.step == total_steps
             if is_last or is_due(progress.step, args.log_interval):
                 watch.read()
-                report.log_step(progress, meter, lr, epoch_steps, total_steps)
+                report.log_step(progress, meter, lr, place_in_epoch(progress, batches, window), total_steps)
                 run.release_memory()
             if is_last or (is_due(progress.step, args.eval_interval) and not watch.stop):
                 watch.read()
@@ -144,34 +150,40 @@ def tokens_per_batch(batch_size: int, lengths: np.ndarray) -> int:
     return max(round(batch_size * float(lengths.mean())), int(lengths.max()) + 15)
 
 
-def count_steps(plans: list, window: int, progress: Progress, log=print) -> list[int]:
-    """Optimizer steps of each epoch. ``progress.step`` becomes the number of those before ``progress``'s place.
+def count_steps(batches: int, epochs: int, window: int, progress: Progress, log=print) -> int:
+    """Optimizer steps of the whole run. ``progress.step`` becomes the number of those before ``progress``'s place.
 
     That changes it only if the run continues with another number of processes or micro-batches per step; it is told.
+    Args: batches: micro-batches of each epoch; window: micro-batches of a step, of all processes together.
     """
-    steps = [math.ceil(len(plan) / window) for plan in plans]
-    trained = min(progress.next_batch, len(plans[progress.epoch]))
-    done = math.ceil(trained / window)
-    steps[progress.epoch] = done + math.ceil((len(plans[progress.epoch]) - trained) / window)
-    step = sum(steps[: progress.epoch]) + done
+    trained = min(progress.next_batch, batches)
+    per_epoch, done, left = (math.ceil(count / window) for count in (batches, trained, batches - trained))
+    step = progress.epoch * per_epoch + done
     if step != progress.step:
         log(f"a step has another size than in the saved run: its step {progress.step} is step {step} now")
     progress.step = step
-    return steps
+    return step + left + (epochs - progress.epoch - 1) * per_epoch
+
+
+def place_in_epoch(progress: Progress, batches: int, window: int) -> tuple[int, int]:
+    """(optimizer steps made in the current epoch, optimizer steps that an epoch has)."""
+    return math.ceil(min(progress.next_batch, batches) / window), math.ceil(batches / window)
 
 
 def steps_left(
-    run: Run, collate, plans: list, window: int, progress: Progress, meter: Meter, depth: int
+    run: Run, collate, plan, epochs: int, window: int, progress: Progress, meter: Meter, depth: int
 ) -> Iterator[Iterator[dict[str, Tensor]]]:
     """Yield, for every optimizer step from ``progress`` on, an iterator over this rank's micro-batches of that step.
 
     A step takes the next ``window`` micro-batches of the epoch's plan, each rank every world_size-th of them; the last
     window of an epoch may be short. ``progress`` already stands behind the step when it is yielded, so a state saved
     right after the step continues with the next one.
+    Args: plan: epoch -> list of its micro-batches' ids; depth: micro-batches to prepare ahead.
     """
-    for epoch in range(progress.epoch, len(plans)):
-        starts = range(progress.next_batch, len(plans[epoch]), window)
-        shares = [plans[epoch][start : start + window][run.rank :: run.world_size] for start in starts]
+    for epoch in range(progress.epoch, epochs):
+        planned = plan(epoch)
+        starts = range(progress.next_batch, len(planned), window)
+        shares = [planned[start : start + window][run.rank :: run.world_size] for start in starts]
         order = [ids for share in shares for ids in share]
         source = prefetch(collate, order, depth) if depth else contextlib.nullcontext(map(collate, order))
         with source as batches:

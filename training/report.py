@@ -93,15 +93,14 @@ class Report:
         self._is_drawn = False
         self.record({"event": "start", "time": time.strftime("%Y-%m-%dT%H:%M:%S"), "flags": vars(args)})
 
-    def log_step(self, progress, meter: Meter, lr: float, epoch_steps: list[int], total_steps: int) -> None:
+    def log_step(self, progress, meter: Meter, lr: float, place: tuple[int, int], total_steps: int) -> None:
         """One line in upstream's format plus rates, one JSON record; starts a new window of the meter.
 
-        Args: epoch_steps: optimizer steps of each epoch.
+        Args: place: optimizer steps made in this epoch, and those it has.
         """
         if self.active:
             means = meter.means()
-            before = sum(epoch_steps[: progress.epoch])
-            step, steps = progress.step - before, epoch_steps[progress.epoch]
+            step, steps = place
             seconds = means["seconds_per_step"]
             self.line(
                 f"Epoch:[{progress.epoch + 1}/{self._epochs}]({step}/{steps}) loss:{means['loss']:.3f} lr:{lr:.12f} "

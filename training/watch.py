@@ -5,6 +5,7 @@ import statistics
 from collections import deque
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -67,20 +68,20 @@ class Watch:
         self._losses.append(loss)
 
 
-def memory_report(run, args, model: nn.Module, loss_fn, collate, ids, budget: int) -> str:
+def memory_report(run, args, model: nn.Module, loss_fn, units, budget: int) -> str:
     """One line: the memory that training will need, before it needs it.
 
     Weights, gradients and AdamW's two moments are float32. Activations are measured, not guessed: what autograd keeps
     for one and for two rows of a real batch, extended along that line to the full batch; torch.compile keeps less.
 
-    Args: collate, ids: make a micro-batch of these units; budget: positions of a full micro-batch.
+    Args: units: training.inputs.Data.train; budget: positions of a full micro-batch.
     """
     model_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
     trained = sum(4 * p.numel() for p in model.parameters() if p.requires_grad)
     before = random_state(run.device)
     probes = []
-    for count in sorted({1, min(2, len(ids))}):
-        batch = run.to_device(collate(ids[:count]))
+    for count in sorted({1, min(2, len(units))}):
+        batch = run.to_device(units.collate(np.arange(count)))
         probes.append((batch["input_ids"].numel(), kept_for_backward(run, model, loss_fn, batch)))
     set_random_state(before, run.device)
     (x0, y0), (x1, y1) = probes[0], probes[-1]
