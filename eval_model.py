@@ -101,11 +101,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--max_seq_len", type=whole(16, 2**20), default=8192, help="context: prompt and answer, in tokens (%(default)s)"
     )
     group.add_argument(
-        "--rope_scaling", type=parse_rope_scaling, metavar="TYPE:FACTOR[:TRAINED]",
-        help=f"stretch the positions for a longer context, TYPE one of {', '.join(ROPE_SCALING_TYPES)}, "
-        "TRAINED the length trained on (yarn needs it), e.g. yarn:4:512",
+        "--rope_scaling", type=parse_rope_scaling, metavar="TYPE:FACTOR",
+        help=f"stretch the positions for a longer context, TYPE one of {', '.join(ROPE_SCALING_TYPES)}, e.g. linear:2; "
+        "yarn:FACTOR:TRAINED[:ATTENTION] also needs the length trained on, e.g. yarn:4:512, and may set the factor of "
+        "cos and sin (0.1 ln(FACTOR) + 1)",
     )  # fmt: skip
-    add_bool_flag(group, "--inference_rope_scaling", default=False, help="same as --rope_scaling yarn:16:2048")
+    add_bool_flag(
+        group, "--inference_rope_scaling", default=False,
+        help="same as --rope_scaling yarn:16:2048; upstream's is yarn:16:2048:1",
+    )  # fmt: skip
     group.add_argument(
         "--device", type=non_empty, default="auto", help="cpu, cuda, cuda:1, mps; auto takes the fastest (%(default)s)"
     )
@@ -167,20 +171,18 @@ def settle(args: argparse.Namespace) -> list[str]:
 
 
 def parse_rope_scaling(text: str) -> dict[str, str | float] | Problem:
-    """`TYPE:FACTOR[:TRAINED]` as LMConfig's `rope_scaling`; LMConfig checks the values."""
+    """`TYPE:FACTOR` or `yarn:FACTOR:TRAINED[:ATTENTION]` as LMConfig's `rope_scaling`; LMConfig checks the values."""
     kind, *numbers = text.split(":")
+    names = ["factor"] + ["original_max_position_embeddings", "attention_factor"] * (kind == "yarn")
     try:
-        factor = float(numbers[0])
-        trained = [int(number) for number in numbers[1:]]
-    except (ValueError, IndexError):
-        return problem(text, "must be TYPE:FACTOR[:TRAINED], e.g. linear:2 or yarn:4:512")
-    if len(trained) > 1 or (kind == "yarn" and not trained):
+        scaling = dict(zip(names, map(float, numbers), strict=False))
+    except ValueError:
+        scaling = {}
+    if not scaling or len(numbers) > len(names):
+        return problem(text, "must be TYPE:FACTOR or yarn:FACTOR:TRAINED[:ATTENTION], e.g. linear:2 or yarn:4:512")
+    if kind == "yarn" and len(numbers) < 2:
         return problem(text, "must say the length trained on, e.g. yarn:4:512")
-    return {
-        "rope_type": kind,
-        "factor": factor,
-        **({"original_max_position_embeddings": trained[0]} if trained else {}),
-    }
+    return {"rope_type": kind, **scaling}
 
 
 def _params(args: argparse.Namespace) -> SamplingParams:

@@ -1,8 +1,11 @@
 """Every hyper-parameter of the network, checked once at construction, and the published sizes."""
 
+import math
+
 from transformers import PreTrainedConfig
 
 ROPE_SCALING_TYPES = ("linear", "ntk", "yarn")
+YARN_KEYS = ("original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor")
 
 # Keyword arguments that build the published models: LMConfig(**PUBLISHED["MiniMind2-Small"]).
 _V1 = {"n_heads": 16, "n_kv_heads": 8, "rope_theta": 1e4, "max_seq_len": 512}
@@ -36,8 +39,8 @@ class LMConfig(PreTrainedConfig):
         max_seq_len: longest sequence the model is meant for, in tokens.
         rope_theta: base of the rotary wavelengths (RoPE, arXiv 2104.09864).
         rope_scaling: longer contexts without training: {"rope_type": "linear" | "ntk" | "yarn", "factor": 4.0}; for
-            yarn also "original_max_position_embeddings" (default max_seq_len), "beta_fast", "beta_slow",
-            "attention_factor".
+            yarn also "original_max_position_embeddings" (default max_seq_len), "beta_fast" (32), "beta_slow" (1),
+            "attention_factor" (0.1 ln(factor) + 1, the paper's). Nothing else; all as transformers computes them.
         dropout: probability, on the embedding, the attention weights and both residual branches.
         flash_attn: True runs PyTorch's fused attention; False runs the textbook formula, written out in model.py.
         qk_norm: RMSNorm on every query and key head (as Qwen3 does).
@@ -107,6 +110,8 @@ class LMConfig(PreTrainedConfig):
         own = {name: value for name, value in locals().items() if name not in ("self", "kwargs", "__class__")}
         aliases = {**self.attribute_map, "intermediate_size": "hidden_dim"}
         own |= {aliases[name]: kwargs.pop(name) for name in list(kwargs) if name in aliases}
+        if "rope_parameters" in kwargs:
+            raise ValueError("LMConfig: rope_parameters is not read: pass rope_theta and rope_scaling")
         if own["n_kv_heads"] is None:
             own["n_kv_heads"] = own["n_heads"]
         for name, value in own.items():
@@ -147,11 +152,11 @@ class LMConfig(PreTrainedConfig):
             found.append(f"n_heads={self.n_heads} must be divisible by n_kv_heads={self.n_kv_heads}: change one")
         if self.vocab_size > 65536:
             found.append(f"vocab_size={self.vocab_size} exceeds 65536, ids are stored in 16 bits: use a smaller one")
-        if not 0 <= self.dropout < 1:
-            found.append(f"dropout={self.dropout} must be at least 0 and below 1")
+        if not (_is_finite(self.dropout) and 0 <= self.dropout < 1):
+            found.append(f"dropout={self.dropout!r} must be at least 0 and below 1")
         for name in ("norm_eps", "rope_theta"):
-            if not getattr(self, name) > 0:
-                found.append(f"{name}={getattr(self, name)} must be greater than 0")
+            if not (_is_finite(value := getattr(self, name)) and value > 0):
+                found.append(f"{name}={value!r} must be a number greater than 0")
         found += self._moe_problems() if self.use_moe else []
         found += self._rope_scaling_problems() if self.rope_scaling is not None else []
         return found
@@ -165,8 +170,8 @@ class LMConfig(PreTrainedConfig):
             )
         if self.scoring_func != "softmax":
             found.append(f"scoring_func={self.scoring_func!r} is unknown: use 'softmax'")
-        if self.aux_loss_alpha < 0:
-            found.append(f"aux_loss_alpha={self.aux_loss_alpha} must be at least 0")
+        if not (_is_finite(self.aux_loss_alpha) and self.aux_loss_alpha >= 0):
+            found.append(f"aux_loss_alpha={self.aux_loss_alpha!r} must be a number of at least 0")
         if self.dim % 8 or self.intermediate_size % 8:
             found.append(
                 f"dim={self.dim} and hidden_dim={self.intermediate_size} must be multiples of 8 in a mixture of "
@@ -177,11 +182,32 @@ class LMConfig(PreTrainedConfig):
         return found
 
     def _rope_scaling_problems(self) -> list[str]:
-        kind = self.rope_scaling.get("rope_type", self.rope_scaling.get("type"))
-        factor = self.rope_scaling.get("factor")
-        found = []
-        if kind not in ROPE_SCALING_TYPES:
-            found.append(f"rope_scaling type {kind!r} is unknown: use one of {', '.join(ROPE_SCALING_TYPES)}")
-        if not isinstance(factor, int | float) or factor < 1:
+        scaling = self.rope_scaling
+        if not isinstance(scaling, dict):
+            return [f'rope_scaling={scaling!r} must be a table like {{"rope_type": "yarn", "factor": 4.0}}']
+        kinds = [scaling[name] for name in ("rope_type", "type") if name in scaling]
+        if not kinds or kinds[0] not in ROPE_SCALING_TYPES or kinds[0] != kinds[-1]:
+            named = " and ".join(map(repr, kinds)) or "None"
+            return [f"rope_scaling type {named} is unknown: use one of {', '.join(ROPE_SCALING_TYPES)}"]
+        kind, found = kinds[0], []
+        if not (_is_finite(factor := scaling.get("factor")) and factor >= 1):
             found.append(f"rope_scaling factor {factor!r} must be a number of at least 1")
+        known = {"rope_type", "type", "factor", *(YARN_KEYS if kind == "yarn" else ())}
+        if unknown := sorted(scaling.keys() - known):
+            found.append(f"rope_scaling: {kind} has no {', '.join(unknown)}, only {', '.join(sorted(known))}")
+        for name in YARN_KEYS:
+            if name in scaling and not (_is_finite(value := scaling[name]) and value > 0):
+                found.append(f"rope_scaling {name} {value!r} must be a number greater than 0")
+        if not found and not scaling.get("beta_fast", 32) > scaling.get("beta_slow", 1):
+            found.append(
+                "rope_scaling beta_fast must be greater than beta_slow: these are turns in the trained context"
+            )
+        if kind == "ntk" and self.head_dim < 4:
+            found.append(f"rope_scaling ntk needs dim/n_heads of at least 4, not {self.head_dim}")
+        if kind == "yarn" and _is_finite(self.rope_theta) and self.rope_theta <= 1:
+            found.append(f"rope_scaling yarn needs rope_theta above 1, not {self.rope_theta}")
         return found
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -263,7 +263,8 @@ def test_impossible_flags_are_all_reported_before_any_work(run):
     for words in ("--temperature -1", "dim=30", "--history_cnt -2", "--load 1 a b"):
         assert words in err
     for flags in (["--use_moe", "maybe"], ["--rope_scaling", "yarn"], ["--rope_scaling", "yarn:4"],
-                  ["--rope_scaling", "cubic:2"], ["--rope_scaling", "yarn:4:512", "--load", "1"],
+                  ["--rope_scaling", "cubic:2"], ["--rope_scaling", "linear:2:512"], ["--rope_scaling", "yarn:4:0"],
+                  ["--rope_scaling", "yarn:4:512:1:1"], ["--rope_scaling", "yarn:4:512", "--load", "1"],
                   ["--max_new_tokens", "0"], ["--score", "x", "--model_mode", "0"]):  # fmt: skip
         assert run(*flags)[0] == 2, flags
 
@@ -275,6 +276,8 @@ def test_rope_scaling_reaches_the_model():
     head = eval_model.parse_args(["--inference_rope_scaling"]).config.rope_scaling
     assert (head["factor"], head["original_max_position_embeddings"]) == (16, 2048)
     assert eval_model.parse_args(["--rope_scaling", "linear:2"]).config.rope_scaling["rope_type"] == "linear"
+    upstream = eval_model.parse_args(["--rope_scaling", "yarn:16:2048:1"]).config.rope_scaling
+    assert upstream == {**head, "attention_factor": 1.0}
 
 
 def test_a_device_that_is_not_there_is_told(run):
