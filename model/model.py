@@ -44,7 +44,8 @@ def attend(
 ) -> torch.Tensor:
     """softmax(q k^T / sqrt(C)) v (arXiv 1706.03762 eq. 1) for q (B, H, T, C) and k, v (B, K, S, C): (B, H, T, C)."""
     T, S, groups = q.shape[2], k.shape[2], q.shape[1] // k.shape[1]
-    causal = mask is None and T > 1
+    # "if": torch.compile with varying shapes would make `T > 1` a symbol, which the kernel below does not take.
+    causal = True if mask is None and T > 1 else False
     if not fused:
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
         scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (B, H, T, S)
@@ -69,6 +70,7 @@ class Attention(nn.Module):
         super().__init__()
         self.layer_idx, self.head_dim = layer_idx, config.head_dim
         self.dropout, self.flash_attn = config.dropout, config.flash_attn
+        self.n_heads, self.n_kv_heads = config.n_heads, config.n_kv_heads
         kv_dim = config.n_kv_heads * config.head_dim
         self.q_proj = nn.Linear(config.dim, config.dim, bias=False)
         self.k_proj = nn.Linear(config.dim, kv_dim, bias=False)
@@ -80,9 +82,9 @@ class Attention(nn.Module):
 
     def forward(self, x: torch.Tensor, rotary: tuple, mask: torch.Tensor | None, past_key_values=None) -> torch.Tensor:
         B, T, D = x.shape
-        q = self.q_norm(self.q_proj(x).view(B, T, -1, self.head_dim))  # (B, T, H, C)
-        k = self.k_norm(self.k_proj(x).view(B, T, -1, self.head_dim))  # (B, T, K, C)
-        v = self.v_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, K, T, C)
+        q = self.q_norm(self.q_proj(x).view(B, T, self.n_heads, self.head_dim))  # (B, T, H, C)
+        k = self.k_norm(self.k_proj(x).view(B, T, self.n_kv_heads, self.head_dim))  # (B, T, K, C)
+        v = self.v_proj(x).view(B, T, self.n_kv_heads, self.head_dim).transpose(1, 2)  # (B, K, T, C)
         q, k = rotate(q, *rotary).transpose(1, 2), rotate(k, *rotary).transpose(1, 2)
         if past_key_values is not None:
             k, v = past_key_values.update(k, v, self.layer_idx)  # (B, K, S, C)

@@ -68,9 +68,16 @@ class Run:
         return {name: tensor.to(self.device) for name, tensor in batch.items()}
 
     def compile(self, model: nn.Module, use_compile: bool | None) -> nn.Module:
-        """torch.compile where it pays (CUDA) or is asked for. Shapes vary from batch to batch, hence ``dynamic``."""
+        """torch.compile where it pays (CUDA) or is asked for: two graphs, one for batches of a single row.
+
+        A mixture of experts breaks into pieces in other types than bfloat16, see model/moe.py.
+        """
         wanted = self.device.type == "cuda" if use_compile is None else use_compile
-        return torch.compile(model, dynamic=True) if wanted else model
+        if not wanted:
+            return model
+        compiled = torch.compile(model)
+        compiled.register_forward_pre_hook(declare_varying_sizes, with_kwargs=True)
+        return compiled
 
     def release_memory(self) -> None:
         """Give the holes in the C library's heap back to the system; milliseconds.
@@ -148,6 +155,18 @@ class Run:
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad.copy_(gradient.view_as(parameter))
         return summed
+
+
+def declare_varying_sizes(model: nn.Module, args: tuple[Tensor], kwargs: dict[str, Tensor]) -> None:
+    """Tell torch.compile which sizes differ from batch to batch, before each forward pass of `supervised_forward`.
+
+    `dynamic=True` would say it of every number, dropout and the norms' epsilon included, and those cost kernels.
+    """
+    (input_ids,) = args
+    torch._dynamo.maybe_mark_dynamic(input_ids, [0, 1])
+    torch._dynamo.maybe_mark_dynamic(kwargs["lengths"], 0)
+    # Sizes of 1 get a graph of their own otherwise: of rows they come, of supervised tokens next to never.
+    torch._dynamo.decorators.mark_unbacked(kwargs["supervised"], 0)
 
 
 def choose_device(name: str) -> torch.device:
