@@ -5,7 +5,10 @@ likely it has become than under the model that training started from (the refere
 reward to be the higher one. --loss_type ipo: Azar et al. 2023, https://arxiv.org/abs/2310.12036, equation 17.
 
 The log-probability of an answer is the sum over its tokens, as in the paper; a mean would make beta mean something else
-for every length (--length_normalize gives it, and then wants a beta some hundred times larger). The paper's is 0.1.
+for every length (--length_normalize True gives it, and then wants a beta some hundred times larger). The paper's is
+0.1. IPO's is the mean by default, as its authors and TRL have it: 1 / (2 beta) nats per token is the margin at which
+its pull ends, so that a sum would ask the more of a token the shorter the answer is. Answers that both conversations
+share, before they part, count nowhere: they cancel out of the sum and would only dilute the mean.
 The learning rate is a fraction of SFT's: DPO only reorders what the model can say already, and a larger one soon lowers
 the likelihood of the chosen answers too: watch chosen_logp. 1e-5 is a fifth of what SFT takes by default; upstream's
 1e-8, with a mean over 3,000 padded positions, changed next to nothing.
@@ -110,10 +113,14 @@ def parse_args(argv=None):
         help="probability that a label is wrong (sigmoid), below 0.5",
     )
     add_bool_flag(
-        group, "--length_normalize", default=False, help="mean instead of sum of an answer's log-probabilities"
-    )
+        group, "--length_normalize", default=None,
+        help="mean instead of sum of an answer's log-probabilities; default: on for ipo, off for sigmoid",
+    )  # fmt: skip
     parser.add_check(preference_problems)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.length_normalize is None:
+        args.length_normalize = args.loss_type == "ipo"
+    return args
 
 
 def preference_problems(args) -> list[str]:

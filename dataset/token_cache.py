@@ -36,7 +36,7 @@ from dataset.readers import DataError, ReadReport, require_file
 from dataset.tokenizing import Log, encoded_chunks
 from model.chat_format import ChatFormat
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 ARRAYS = {"tokens": np.uint16, "offsets": np.int64, "spans": np.int64, "span_offsets": np.int64}
 NO_SPACE = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 NO_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
@@ -50,7 +50,7 @@ class TokenCache:
     """Memory-mapped tokens of one file; the arrays are described at the top of this module.
 
     For kind "text" everything is supervised and `spans` and `span_offsets` are None. For kind "preference" document
-    2i is the chosen conversation of pair i and 2i + 1 the rejected one.
+    2i is the chosen conversation of pair i and 2i + 1 the rejected one; answers that both share are not supervised.
     """
 
     path: Path

@@ -60,8 +60,22 @@ def _encode(records: list[Record], kind: str, chat_format: ChatFormat) -> list[E
     if kind == "text":
         return [(ids, []) for ids in chat_format.encode_texts(records)]
     if kind == "preference":
-        records = [conversation for pair in records for conversation in pair]
+        encoded = iter(chat_format.encode_conversations([conversation for pair in records for conversation in pair]))
+        pairs = zip(encoded, encoded, strict=True)  # two at a time
+        return [document for pair in pairs for document in _without_shared_answers(*pair)]
     return chat_format.encode_conversations(records)
+
+
+def _without_shared_answers(chosen: Encoded, rejected: Encoded) -> tuple[Encoded, Encoded]:
+    """Both, without the spans of the answers that they have in common before they part: nothing is preferred there.
+
+    The last answer of each stays in any case.
+    """
+    (ids, spans), (other_ids, other_spans) = chosen, rejected
+    most = min(len(spans), len(other_spans)) - 1
+    same = [a == b and ids[: a[1]] == other_ids[: a[1]] for a, b in zip(spans[:most], other_spans[:most], strict=True)]
+    shared = sum(same)  # if one is the same, so are those before it
+    return (ids, spans[shared:]), (other_ids, other_spans[shared:])
 
 
 def _encode_chunk(chunk: list[tuple[int, Record]], kind: str, chat_format: ChatFormat) -> tuple[list[Encoded], dict]:

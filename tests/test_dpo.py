@@ -288,6 +288,13 @@ def test_the_weights_fingerprint_ignores_nothing(pairs):
 # The stage
 
 
+def test_the_mean_is_ipos_default():
+    """Of IPO's authors and of TRL; DPO's paper has the sum."""
+    assert train_dpo.parse_args([]).length_normalize is False
+    assert train_dpo.parse_args(["--loss_type", "ipo"]).length_normalize is True
+    assert train_dpo.parse_args(["--loss_type", "ipo", "--length_normalize", "False"]).length_normalize is False
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -82,6 +82,22 @@ def test_pairs_alternate_chosen_and_rejected(write_jsonl, tmp_path, chat_format)
     assert documents(cache) == [ids for ids, _ in chat_format.encode_conversations(turns)]
 
 
+def test_answers_that_a_pair_shares_are_not_supervised(write_jsonl, tmp_path, chat_format):
+    """They cancel out of DPO's sum of log-probabilities, but counted in the mean over an answer's tokens."""
+    turns = [
+        *(("一", "同", "二", "好的"), ("一", "同", "二", "坏")),  # the first answer is shared
+        *(("一", "同", "二", "好"), ("一", "异", "二", "好")),  # they part before the second, equal answer
+        *(("一", "同"), ("一", "同", "二", "多")),  # nothing but shared answers: the last one stays
+    ]
+    talks = [chat_row(*turn)["conversations"] for turn in turns]
+    rows = [{"chosen": a, "rejected": b} for a, b in zip(talks[::2], talks[1::2], strict=True)]
+    cache = open_token_cache(write_jsonl(rows), "preference", chat_format, tmp_path / "cache", log=quiet)
+    assert np.diff(cache.span_offsets).tolist() == [1, 1, 2, 2, 1, 2]
+    every_span = [spans for _, spans in chat_format.encode_conversations(talks)]
+    for i, last in ((0, every_span[0][-1]), (1, every_span[1][-1]), (4, every_span[4][-1])):
+        assert (cache.spans[cache.span_offsets[i]] - cache.offsets[i]).tolist() == list(last)
+
+
 def test_second_start_reads_nothing(write_jsonl, tmp_path, chat_format, monkeypatch):
     path = write_jsonl(text_rows(20))
     age(path)
