@@ -14,7 +14,7 @@ from toy import largest_difference, toy_args, toy_model, toy_train
 
 from training.checkpoint import list_states, read_state
 from training.cli import is_installed
-from training.report import read_log
+from training.curves import read_log
 from training.runtime import distributed_run
 
 pytestmark = [

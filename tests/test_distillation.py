@@ -282,7 +282,7 @@ def test_a_run_is_not_continued_with_another_teacher(kind, tmp_path, tokenizer, 
         f"--dtype float32 --from_weight none --batch_size 2 --max_seq_len 64 --heldout_share 0 {kind} {place}".split()
     )
     argv += f"--out_dir {tmp_path} --cache_dir {tmp_path} --max_steps 1 --threads 1 --resume auto".split()
-    with patch("training.report.plot_losses"), patch("training.evaluation.Evaluation.answers", return_value=[]):
+    with patch("training.report.plot_log"), patch("training.evaluation.Evaluation.answers", return_value=[]):
         for seed in (1, 1):
             write_teacher(seed)
             train_distillation.main(argv)

@@ -22,7 +22,7 @@ from toy import largest_difference, same_weights, toy_process, toy_train
 
 from training.checkpoint import list_states, read_state
 from training.cli import is_installed
-from training.report import read_log
+from training.curves import read_log
 from training.runtime import distributed_run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,7 +55,7 @@ def run_stage(script: str, out_dir: Path, start: Path, *flags: str) -> None:
     """Run a stage's main in this process, as launched: alone or as one of several ranks."""
     words = [str(start) if word == "START" else word for word in STAGES[script]]
     argv = [*COMMON, *words, "--out_dir", str(out_dir / script), "--cache_dir", str(out_dir / "cache"), *flags]
-    with patch("training.report.plot_losses"), patch("training.evaluation.Evaluation.answers", return_value=[]):
+    with patch("training.report.plot_log"), patch("training.evaluation.Evaluation.answers", return_value=[]):
         runpy.run_path(str(ROOT / script))["main"](argv)
 
 

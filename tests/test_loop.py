@@ -12,12 +12,13 @@ from toy import largest_difference, same_weights, toy_args, toy_model, toy_run, 
 
 from dataset.batching import plan_batches
 from training.checkpoint import Progress, list_states
+from training.curves import read_log
 from training.loop import add_gradients, count_steps, place_in_epoch, steps_left, tokens_per_batch
 from training.losses import next_token_loss
 from training.optim import Updater
-from training.report import Meter, read_log
+from training.report import Meter
 
-UPSTREAM_LINE = re.compile(r"Epoch:\[\d+/\d+\]\(\d+/\d+\) loss:[\d.]+ lr:[\d.]+ epoch_Time:")
+UPSTREAM_LINE = re.compile(r"Epoch:\[\d+/\d+\]\(\d+/\d+\) loss:[\d.]+ lr:\d\.\de-\d\d epoch_Time:[\d.]+min:")
 
 
 def states(out_dir):
@@ -151,10 +152,10 @@ def test_the_logged_loss_is_the_mean_over_the_tokens_of_the_window(tmp_path):
 
     toy_train(tmp_path, "--max_steps", "4", "--accumulation_steps", "3", "--log_interval", "2", loss_fn=noting)
     logged = [r["loss"] for r in records(tmp_path) if "loss" in r]
-    for window, value in enumerate(logged):
-        losses, weights = zip(*sums[6 * window : 6 * window + 6], strict=True)
+    windows = (sums[:3], sums[3:6], sums[6:12])  # the first step, which is told at once; up to step 2; up to step 4
+    for window, value in zip(windows, logged, strict=True):
+        losses, weights = zip(*window, strict=True)
         assert value == pytest.approx(sum(losses) / sum(weights), rel=1e-5)
-    assert len(logged) == 2
 
 
 def test_two_states_are_kept(tmp_path):
@@ -171,7 +172,29 @@ def test_saving_by_minutes(tmp_path, monkeypatch):
 
 def test_eval_interval(tmp_path):
     toy_train(tmp_path, "--max_steps", "10", "--eval_interval", "4")
-    assert [r["step"] for r in records(tmp_path) if "heldout_loss" in r] == [4, 8, 10]
+    assert [r["step"] for r in records(tmp_path) if "heldout_loss" in r] == [0, 4, 8, 10]
+
+
+def test_the_first_looks_at_a_run_come_at_growing_intervals(tmp_path):
+    toy_train(tmp_path, "--max_steps", "64", "--epochs", "9", "--eval_interval", "60", "--log_interval", "30")
+    assert [r["step"] for r in records(tmp_path) if "heldout_loss" in r] == [0, 10, 20, 50, 60, 64]
+    assert [r["step"] for r in records(tmp_path) if "loss" in r] == [1, 10, 20, 30, 60, 64]
+
+
+def test_an_early_look_at_a_large_held_out_set_on_a_cpu_shows_samples_only(tmp_path, monkeypatch):
+    monkeypatch.setattr("training.loop.QUICK_TOKENS", 10)
+    monkeypatch.setattr("training.evaluation.Evaluation.answers", lambda self, model: [("question", "a\n\nb")])
+    answers = []
+    monkeypatch.setattr("training.report.Report.samples", lambda self, samples: answers.append(samples))
+    toy_train(tmp_path, "--max_steps", "12", "--eval_interval", "20")
+    assert [r["step"] for r in records(tmp_path) if "heldout_loss" in r] == [12] and len(answers) == 3
+
+
+def test_a_first_step_that_takes_long_is_told_in_its_middle_and_once(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("training.report.FIRST_LINE", -1.0)  # "long" is anything
+    toy_train(tmp_path, "--max_steps", "2", "--accumulation_steps", "3", "--log_interval", "100")
+    lines = [line for line in capsys.readouterr().out.splitlines() if UPSTREAM_LINE.match(line)]
+    assert [re.search(r"\((\d+)/", line).group(1) for line in lines] == ["0", "1", "2"]
 
 
 def test_a_warm_up_longer_than_the_run_is_told_loudly(tmp_path, capsys):
@@ -264,5 +287,5 @@ def test_a_finished_run_is_not_continued(tmp_path, capsys):
 
 def test_evaluating_and_the_memory_estimate_do_not_change_the_result(tmp_path):
     a = toy_train(tmp_path / "a", "--max_steps", "6")
-    b = toy_train(tmp_path / "b", "--max_steps", "6", "--eval_interval", "1", "--save_interval", "1")
+    b = toy_train(tmp_path / "b", "--max_steps", "6", "--eval_interval", "4", "--save_interval", "1")
     assert same_weights(a.state_dict(), b.state_dict())

@@ -1,21 +1,25 @@
 """Log lines, jsonl, curve, trackers, and what watches over a run."""
 
 import argparse
+import itertools
 import json
 import math
 import statistics
 import sys
 import types
+import unicodedata
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from test_loop import interrupt_at
 from toy import toy_args, toy_model, toy_run, toy_sequences, toy_train
 
 from training.checkpoint import Progress
+from training.curves import draw, plot_log, read_log, series
 from training.losses import next_token_loss
-from training.report import Meter, Report, plot_losses, read_log, series
+from training.report import Meter, Report, one_line
 from training.trackers import NoTracker, start_tracker
 from training.watch import (
     SPIKE_MIN,
@@ -59,16 +63,68 @@ def test_a_run_leaves_a_log_and_a_curve(tmp_path):
     (log,) = (tmp_path / "logs").glob("*.jsonl")
     records = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     assert records[0]["flags"]["max_steps"] == 10
-    assert [r["step"] for r in records if "loss" in r] == [5, 10]
+    assert [r["step"] for r in records if "loss" in r] == [1, 5, 10]
     assert log.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_curve_is_drawn_from_whatever_there_is(tmp_path):
     log = tmp_path / "a.jsonl"
     log.write_text('{"event": "start"}\n')
-    assert plot_losses(log) is None
+    assert plot_log(log) is None
     log.write_text('{"step": 5, "heldout_loss": 2.0, "bits_per_byte": 1.5}\n{"step": 6, "loss": 3')
-    assert plot_losses(log).stat().st_size > 10_000
+    assert plot_log(log).stat().st_size > 10_000
+
+
+def panels(records: list[dict]) -> list:
+    figure = draw(records, "title")
+    FigureCanvasAgg(figure).draw()
+    return figure.axes
+
+
+def test_every_stage_has_its_panels_and_the_start_is_shown():
+    step = {"step": 5, "loss": 2.0}
+    start, end = ({"step": i, "heldout_loss": 3.0 - i / 10, "bits_per_byte": 1.5} for i in (0, 10))
+    labels = [axes.get_ylabel() for axes in panels([{"event": "start"}, start, step, end])]
+    assert labels == ["loss (nats per token)", "bits per byte"]
+    assert panels([start, step, end])[0].get_legend().get_texts()[1].get_text() == "held-out: 3.000 → 2.000"
+    dpo = [{**step, "reward_margin": 1.0, "reward_accuracy": 0.5}, {"step": 5, "heldout_reward_accuracy": 1.0}]
+    labels = [axes.get_ylabel() for axes in panels(dpo)]
+    assert labels == ["DPO loss (per pair)", "reward margin", "preference accuracy"]
+
+
+def test_nothing_in_the_curves_covers_anything_else():
+    names = ("loss", "bits_per_byte", "reward_margin", "reward_accuracy", "kl", "tag_obedience", "expert_entropy")
+    records = [{"step": i, **{f"{part}{n}": i for part in ("", "heldout_") for n in names}} for i in (0, 100)]
+    rows = panels(records)
+    artists = [artist for axes in rows for artist in (axes.get_legend(), axes.yaxis.label, axes)]
+    boxes = [artist.get_window_extent() for artist in artists]
+    assert len(rows) == len(names)
+    assert not any(a.overlaps(b.padded(-2)) for a, b in itertools.combinations(boxes, 2))
+
+
+def test_log_lines_fit_120_columns(tmp_path, capsys):
+    report = Report(toy_run(), toy_args(tmp_path, "--epochs", "12"), "log", total_steps=1)
+    meter, progress = Meter(), Progress(step=44_159, epoch=0)
+    meter.names = NAMES
+    meter.add(numbers(12.3456).tolist())
+    meter.started -= 1e-3
+    report.log_step(progress, meter, 1.5e-3, (44_159, 44_160), 12 * 44_160)
+    report.heldout(44_160, {f"heldout_some_figure_{i}": -123.4567 for i in range(9)})
+    report.samples([("问" * 200, "答\n\n\x1b[31m" + "a" * 300), ("\n" * 64, "")])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("Epoch:[1/12](44159/44160) loss:12.346 lr:1.5e-03 epoch_Time:0.0min: ")
+    assert max(sum(1 + (unicodedata.east_asian_width(c) in "WF") for c in line) for line in lines) <= 120
+    assert len(lines) == 1 + 3 + 4 and "\x1b" not in "".join(lines)
+
+
+def test_a_sample_keeps_its_beginning_and_its_end():
+    assert one_line("<think>\n想\n</think>\n好") == "<think> 想 </think> 好"
+    assert one_line("ab" * 10, columns=20) == "ab" * 10
+    for text in ("0123456789" * 3, "零一二三四五六七八九" * 3):
+        cut = one_line(text, columns=20)
+        head, tail = cut.split(" … ")
+        assert text.startswith(head) and text.endswith(tail) and head and tail
+        assert sum(1 + (unicodedata.east_asian_width(c) in "WF") for c in cut) in (19, 20)
 
 
 def test_a_line_cut_off_by_a_kill_and_repeated_steps(tmp_path):
@@ -137,7 +193,7 @@ def test_a_tracker_receives_what_the_log_receives(name, tmp_path, monkeypatch):
     toy_train(tmp_path, "--max_steps", "4", "--log_interval", "2", *flags)
     (log,) = (tmp_path / "logs").glob("*.jsonl")
     received = [(call[1], call[2]["loss"]) for call in fake.calls if call[0] == "log" and "loss" in call[2]]
-    assert received == series(read_log(log), "loss") and len(received) == 2
+    assert received == series(read_log(log), "loss") and len(received) == 3
     options = fake.calls[0][1]
     if name == "tensorboard":
         assert options["folder"] == tmp_path / "logs" / "tensorboard" / log.stem

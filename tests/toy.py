@@ -77,7 +77,7 @@ def toy_train(
     evaluation = SilentEvaluation(heldout, tokenizer=None)
     with contextlib.ExitStack() as patches:
         if not draw:
-            patches.enter_context(patch("training.report.plot_losses"))
+            patches.enter_context(patch("training.report.plot_log"))
         if loss_fn is not next_token_loss:  # it may count its calls
             patches.enter_context(patch("training.loop.memory_report", return_value=""))
         train(run, args, model, Data(sequences, heldout, "toy"), loss_fn, evaluation)

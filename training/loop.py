@@ -13,6 +13,7 @@ import contextlib
 import math
 import signal
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -31,6 +32,9 @@ from .runtime import Run, leave_together, stop_on_signals
 from .saver import MAX_BAD_STEPS, Saver, resume_command
 from .trackers import start_tracker
 from .watch import Watch, memory_report, out_of_memory_advice
+
+LOOKS = (10, 20, 50, 100, 200)  # steps before the first interval is over that are logged and evaluated all the same
+QUICK_TOKENS = 100_000  # positions of held-out data that even a CPU measures in seconds
 
 
 def train(
@@ -89,10 +93,22 @@ def train(
             )
         watch = Watch(meter, progress, report)
 
+        def look(is_early: bool) -> None:
+            watch.read()
+            with meter.paused():
+                evaluate(run, updater.full_model(), loss_fn, evaluation, report, progress.step, budget, is_early)
+
+        first_step = progress.step
+        if first_step == 0 and args.eval_interval:
+            look(is_early=True)
+        meter.reset()
+
         collate, depth = data.train.collate, args.num_workers
         for micro_batches in steps_left(run, collate, plan, args.epochs, window, progress, meter, depth):
             lr = lr_at(progress.step, total_steps, args.learning_rate, args.warmup_iters, args.lr_schedule)
-            names, sums = add_gradients(run, updater, loss_fn, micro_batches, scale=1 / budget)
+            place = place_in_epoch(progress, batches, window)
+            tell = partial(report.log_micro_batch, progress, meter, lr, place)
+            names, sums = add_gradients(run, updater, loss_fn, micro_batches, 1 / budget, tell)
             if not meter.names:
                 meter.names = [*run.from_main(names), "stop", "save", "grad_norm", "skipped"]
             if not names:
@@ -105,14 +121,13 @@ def train(
             progress.step += 1
             report.step_done()
             is_last = progress.step == total_steps
-            if is_last or is_due(progress.step, args.log_interval):
+            is_first = progress.step == first_step + 1  # told at once, not only after log_interval steps
+            if is_last or is_first or is_due(progress.step, args.log_interval, LOOKS):
                 watch.read()
-                report.log_step(progress, meter, lr, place_in_epoch(progress, batches, window), total_steps)
+                report.log_step(progress, meter, lr, place, total_steps)
                 run.release_memory()
-            if is_last or (is_due(progress.step, args.eval_interval) and not watch.stop):
-                watch.read()
-                with meter.paused():
-                    evaluate(run, updater.full_model(), loss_fn, evaluation, report, progress.step, budget)
+            if is_last or (is_due(progress.step, args.eval_interval, LOOKS) and not watch.stop):
+                look(is_early=not (is_last or is_due(progress.step, args.eval_interval)))
             if is_last or watch.stop or watch.is_failing:
                 break
             if watch.save_due or is_due(progress.step, args.save_interval):
@@ -140,9 +155,9 @@ def train(
     run.log(f"done: {saver.weights_path}  log: {report.path}")
 
 
-def is_due(step: int, interval: int) -> bool:
-    """True every ``interval`` steps; never for 0."""
-    return interval > 0 and step % interval == 0
+def is_due(step: int, interval: int, early: tuple[int, ...] = ()) -> bool:
+    """True every ``interval`` steps and, before the first of them, at the steps ``early``; never for interval 0."""
+    return interval > 0 and (step % interval == 0 or (step < interval and step in early))
 
 
 def tokens_per_batch(batch_size: int, lengths: np.ndarray) -> int:
@@ -193,10 +208,13 @@ def steps_left(
         progress.next_batch = 0
 
 
-def add_gradients(run: Run, updater, loss_fn, micro_batches: Iterator, scale: float) -> tuple[list[str], Tensor]:
+def add_gradients(
+    run: Run, updater, loss_fn, micro_batches: Iterator, scale: float, tell=lambda names, sums: None
+) -> tuple[list[str], Tensor]:
     """Forward and backward of this rank's micro-batches of one step; gradients add up in ``.grad``.
 
     ``scale`` multiplies the loss sums before the backward pass: float16 could not hold the gradient of a sum.
+    Args: tell: called with names and sums so far after each micro-batch.
     Returns: names and sums (K,) float32 of loss, weight, real tokens, positions computed, supervised tokens, and the
         stage's metrics; no names when this rank has no micro-batch, which happens in the last window of an epoch.
     """
@@ -214,17 +232,22 @@ def add_gradients(run: Run, updater, loss_fn, micro_batches: Iterator, scale: fl
         values = {"loss": loss.detach(), "weight": weight, **counted, **metrics}
         numbers = torch.stack([torch.as_tensor(v, dtype=torch.float32, device=run.device) for v in values.values()])
         names, sums = list(values), numbers if not names else sums + numbers
+        tell(names, sums)
     return names, sums
 
 
-def evaluate(run: Run, model, loss_fn, evaluation: Evaluation, report: Report, step: int, budget: int) -> None:
-    """Held-out figures and sample answers, into the log; redraws the curve. Other ranks wait for rank 0's answers."""
-    measured = evaluation.measure(run, model, loss_fn, budget)
-    if measured:
-        report.line("held-out " + " ".join(f"{name.removeprefix('heldout_')}:{v:.4f}" for name, v in measured.items()))
-        report.record({"step": step, **measured})
+def evaluate(
+    run: Run, model, loss_fn, evaluation: Evaluation, report: Report, step: int, budget: int, is_early: bool
+) -> None:
+    """Held-out figures and sample answers, into the log; redraws the curves. Other ranks wait for rank 0's answers.
+
+    An early evaluation must be quick: no curves, and no figures of a held-out set that would take a CPU minutes.
+    """
+    is_quick = run.device.type != "cpu" or evaluation.heldout.lengths.sum() <= QUICK_TOKENS
+    if (is_quick or not is_early) and (measured := evaluation.measure(run, model, loss_fn, budget)):
+        report.heldout(step, measured)
     if run.is_main:
-        for question, answer in evaluation.answers(model):
-            report.line(f"👶: {question}\n🤖️: {answer}")
-    report.plot()
+        report.samples(evaluation.answers(model))
+    if not is_early:
+        report.plot()
     run.barrier()

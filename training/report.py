@@ -1,16 +1,24 @@
-"""What a run tells: log lines, ``out/logs/<run>.jsonl``, a loss-curve PNG, a progress bar, a tracker if asked for."""
+"""What a run tells: log lines, ``out/logs/<run>.jsonl``, curves, a progress bar, a tracker if asked for."""
 
+import bisect
 import contextlib
-import datetime
+import itertools
 import json
 import math
+import textwrap
 import time
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
 from tqdm import tqdm
 
+from .curves import plot_log
 from .trackers import NoTracker
+
+FIRST_LINE = 4.0  # seconds after which the micro-batches of a first step that is not done yet are told
+DATA_WAIT = 0.02  # share of the time spent waiting for data that a log line mentions
+COLUMNS = 120  # widest line
 
 
 class Meter:
@@ -50,9 +58,13 @@ class Meter:
         yield
         self.idle += time.perf_counter() - started
 
+    def seconds(self) -> float:
+        """Training time of the window so far."""
+        return max(time.perf_counter() - self.started - self.idle, 1e-9)
+
     def means(self) -> dict[str, float]:
         """Loss and stage metrics per unit of weight (``nll`` per token), gradient norm, and the rates of the window."""
-        seconds = max(time.perf_counter() - self.started - self.idle, 1e-9)
+        seconds = self.seconds()
         sums = self.sums or dict.fromkeys(self.names, math.nan)
         weight, positions, steps = max(sums["weight"], 1), max(sums["positions"], 1), max(self.steps, 1)
         plain = ("weight", "tokens", "positions", "targets", "stop", "save", "grad_norm", "skipped")
@@ -84,11 +96,14 @@ class Report:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self.path.open("ab", buffering=0)  # unbuffered: a kill loses no line
+        # The time left stands in the log lines, once.
+        shape = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps, {elapsed}"
         self._bar = tqdm(
-            total=total_steps, initial=first_step, unit="step", dynamic_ncols=True, disable=None, leave=False
+            total=total_steps, initial=first_step, bar_format=shape, dynamic_ncols=True, disable=None, leave=False
         )
         self._tracker = tracker or NoTracker()
-        self._epochs = args.epochs
+        self._epochs, self._accumulation_steps = args.epochs, args.accumulation_steps
+        self._is_silent, self._micro_batches = True, 0  # until the first line
         self._is_writable = True
         self._is_drawn = False
         self.record({"event": "start", "time": time.strftime("%Y-%m-%dT%H:%M:%S"), "flags": vars(args)})
@@ -102,20 +117,47 @@ class Report:
             means = meter.means()
             step, steps = place
             seconds = means["seconds_per_step"]
-            self.line(
-                f"Epoch:[{progress.epoch + 1}/{self._epochs}]({step}/{steps}) loss:{means['loss']:.3f} lr:{lr:.12f} "
-                f"epoch_Time:{(steps - step) * seconds / 60:.1f}min: tokens/s:{means['tokens_per_s']:.0f} "
-                f"data_wait:{means['data_wait']:.1%} padding:{means['padding']:.1%} grad_norm:{means['grad_norm']:.2f} "
-                f"ETA:{datetime.timedelta(seconds=round((total_steps - progress.step) * seconds))}"
-            )
+            rates = [f"tokens/s:{means['tokens_per_s']:.0f}", f"grad_norm:{means['grad_norm']:.2f}"]
+            rates += [f"data_wait:{means['data_wait']:.0%}"] if means["data_wait"] > DATA_WAIT else []
+            rates += [f"ETA:{clock((total_steps - progress.step) * seconds)}"]
+            minutes = (steps - step) * seconds / 60
+            self.line(format_line(self._epoch(progress), (step, steps), means["loss"], lr, minutes, *rates))
+            self._is_silent = False
             self.record({"step": progress.step, "epoch": progress.epoch + 1, "lr": lr, "tokens": progress.tokens,
                          "skipped": progress.skipped, **means})  # fmt: skip
         meter.reset()
+
+    def log_micro_batch(self, progress, meter: Meter, lr: float, place: tuple[int, int], names, sums) -> None:
+        """After each micro-batch: one line, on the screen only, if the run's first step is taking long.
+
+        Args: place: number of the step within its epoch, and steps of the epoch; names, sums: of the step so far.
+        """
+        if not self.active or not self._is_silent:
+            return
+        self._micro_batches += 1
+        if (seconds := meter.seconds()) > FIRST_LINE:
+            numbers = dict(zip(names, sums.tolist(), strict=True))
+            step, steps = place[0] - 1, place[1]
+            minutes = (steps - step) * seconds / self._micro_batches * self._accumulation_steps / 60
+            loss, rate = numbers["loss"] / max(numbers["weight"], 1), f"tokens/s:{numbers['tokens'] / seconds:.0f}"
+            self.line(format_line(self._epoch(progress), (step, steps), loss, lr, minutes, rate))
+            self._is_silent = False
 
     def line(self, text: str) -> None:
         """Print one line above the progress bar."""
         if self.active:
             tqdm.write(text)
+
+    def heldout(self, step: int, measured: dict[str, float]) -> None:
+        """Line and record of the held-out figures after this step."""
+        figures = " ".join(f"{name.removeprefix('heldout_')}:{value:.4f}" for name, value in measured.items())
+        self.line(textwrap.fill(f"held-out {figures}", COLUMNS, subsequent_indent="    ", break_on_hyphens=False))
+        self.record({"step": step, **measured})
+
+    def samples(self, answers: list[tuple[str, str]]) -> None:
+        """Sample questions and answers, a line each."""
+        for question, answer in answers:
+            self.line(f"👶: {one_line(question)}\n🤖️: {one_line(answer)}")
 
     def step_done(self) -> None:
         """Move the progress bar by one optimizer step."""
@@ -133,10 +175,10 @@ class Report:
             self._tracker.log({key: value for key, value in values.items() if key != "step"}, step=values["step"])
 
     def plot(self) -> None:
-        """Draw the loss curve beside the log, from the log: ``out/logs/<run>.png``."""
+        """Draw the curves beside the log, from the log: ``out/logs/<run>.png``."""
         if self.active and not self._is_drawn:
             with self._disk_may_be_full():
-                plot_losses(self.path)
+                plot_log(self.path)
             self._is_drawn = True
 
     def close(self) -> None:
@@ -146,6 +188,9 @@ class Report:
             self.plot()
             self._file.close()
             self._tracker.finish()
+
+    def _epoch(self, progress) -> tuple[int, int]:
+        return progress.epoch + 1, self._epochs
 
     @contextlib.contextmanager
     def _disk_may_be_full(self) -> Iterator[None]:
@@ -157,49 +202,33 @@ class Report:
             self._is_writable = False
 
 
-def read_log(path: Path) -> list[dict]:
-    """The records of a log file; a line that was cut off by a kill or a full disk is left out."""
-    records = []
-    for line in Path(path).read_bytes().splitlines():
-        with contextlib.suppress(ValueError):
-            records.append(json.loads(line))
-    return records
+def format_line(
+    epoch: tuple[int, int], step: tuple[int, int], loss: float, lr: float, minutes: float, *rates: str
+) -> str:
+    """A log line in upstream's shape, in at most 120 columns.
+
+    Args: epoch, step: (this one, how many there are), the step within its epoch; minutes: left of the epoch.
+    """
+    place = f"Epoch:[{epoch[0]}/{epoch[1]}]({step[0]}/{step[1]})"
+    return " ".join([f"{place} loss:{loss:.3f} lr:{lr:.1e} epoch_Time:{minutes:.1f}min:", *rates])
 
 
-def series(records: list[dict], name: str) -> list[tuple[int, float]]:
-    """(step, value) of every record with this name, by step. Steps that a continued run repeated count once."""
-    return sorted({r["step"]: r[name] for r in records if name in r and "step" in r}.items())
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds: ``5025`` -> ``1:23:45``."""
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
 
 
-def plot_losses(log_path: Path) -> Path | None:
-    """Draw training loss, held-out loss and bits per byte against the step; None while there is nothing to draw."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+def one_line(text: str, columns: int = 110) -> str:
+    """A sample for the log: white space runs become one blank, what is too wide loses its middle.
 
-    records = read_log(log_path)
-    trained, heldout, bits = (series(records, name) for name in ("loss", "heldout_loss", "bits_per_byte"))
-    if not trained and not heldout:
-        return None
-    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
-    axes = figure.subplots()
-    if trained:
-        axes.plot(*zip(*trained, strict=True), color="tab:blue", alpha=0.7, linewidth=1, label="training loss")
-    if heldout:
-        axes.plot(*zip(*heldout, strict=True), color="tab:red", marker="o", markersize=4, label="held-out loss")
-        axes.annotate(f"{heldout[-1][1]:.3f}", heldout[-1], textcoords="offset points", xytext=(4, 6), color="tab:red")
-    axes.set(xlabel="step (optimizer updates)", ylabel="loss (nats per token)", title=Path(log_path).stem)
-    axes.grid(alpha=0.3)
-    lines, labels = axes.get_legend_handles_labels()
-    if bits:
-        right = axes.twinx()
-        right.plot(
-            *zip(*bits, strict=True), color="tab:green", marker="s", markersize=3, linestyle="--", label="bits per byte"
-        )
-        right.annotate(f"{bits[-1][1]:.3f}", bits[-1], textcoords="offset points", xytext=(4, -12), color="tab:green")
-        right.set_ylabel("held-out bits per byte")
-        right_lines, right_labels = right.get_legend_handles_labels()
-        lines, labels = lines + right_lines, labels + right_labels
-    axes.legend(lines, labels, loc="upper right")
-    path = Path(log_path).with_suffix(".png")
-    FigureCanvasAgg(figure).print_png(str(path))
-    return path
+    A model that has just begun to learn writes blank lines and control characters, a reasoning one several paragraphs.
+    """
+    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    widths = [2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text]  # of CJK characters: two columns
+    if sum(widths) <= columns:
+        return text
+    ends = list(itertools.accumulate(widths))
+    head = bisect.bisect_right(ends, columns // 2 - 1)
+    tail = bisect.bisect_left(ends, ends[-1] - columns // 2 + 2)
+    return f"{text[:head]} … {text[tail + 1 :]}"
