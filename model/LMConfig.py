@@ -9,6 +9,10 @@ YARN_KEYS = ("original_max_position_embeddings", "beta_fast", "beta_slow", "atte
 
 # Keyword arguments that build the published models: LMConfig(**PUBLISHED["MiniMind2-Small"]).
 _V1 = {"n_heads": 16, "n_kv_heads": 8, "rope_theta": 1e4, "max_seq_len": 512}
+_V3 = {
+    **{"dim": 768, "n_layers": 8, "n_kv_heads": 4, "hidden_dim": 2432},
+    **{"qk_norm": True, "norm_eps": 1e-6, "max_seq_len": 32768},
+}
 PUBLISHED = {
     "MiniMind2-Small": {"dim": 512, "n_layers": 8},
     "MiniMind2": {"dim": 768, "n_layers": 16},
@@ -16,9 +20,13 @@ PUBLISHED = {
     "minimind-v1-small": {"dim": 512, "n_layers": 8, **_V1},
     "minimind-v1": {"dim": 768, "n_layers": 16, **_V1},
     "minimind-v1-moe": {"dim": 512, "n_layers": 8, "use_moe": True, **_V1},
-    "minimind-3": {
-        **{"dim": 768, "n_layers": 8, "n_kv_heads": 4, "hidden_dim": 2432},
-        **{"qk_norm": True, "norm_eps": 1e-6, "max_seq_len": 32768},
+    "minimind-3": _V3,
+    # One expert of four per token and none that is always on. Its normalised weight is 1: the router learns from the
+    # balance loss alone, which is over the whole batch.
+    "minimind-3-moe": {
+        **_V3,
+        **{"use_moe": True, "num_experts_per_tok": 1, "n_shared_experts": False},
+        **{"seq_aux": False, "aux_loss_alpha": 5e-4},
     },
 }
 

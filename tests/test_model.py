@@ -66,6 +66,7 @@ def hf_kwargs(config: LMConfig) -> dict:
         ("minimind-v1-small", 26_878_464),
         ("minimind-v1", 108_749_568),
         ("minimind-3", 63_912_192),
+        ("minimind-3-moe", 198_416_640),
     ],
 )
 def test_published_sizes(name, parameters):

@@ -8,9 +8,14 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import GraniteMoeSharedConfig, GraniteMoeSharedForCausalLM
+from transformers import (
+    GraniteMoeSharedConfig,
+    GraniteMoeSharedForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
-from model.LMConfig import LMConfig
+from model.LMConfig import PUBLISHED, LMConfig
 from model.loading import count_parameters
 from model.model import MiniMindForCausalLM
 from model.moe import block_for, expert_share, group_visits, load_balance_loss, load_entropy
@@ -169,6 +174,33 @@ def test_equals_granite_moe_shared_with_the_same_tensors():
     with torch.no_grad():
         ours, theirs = model(make_ids()).logits, reference.eval()(make_ids()).logits
     assert theirs.std() > 1
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_the_routing_of_minimind_3_equals_qwen3_moe():
+    """The best expert only, weighted by 1, and no shared one: MiniMind's mixture of today is exported as Qwen3's."""
+    routing = {name: value for name, value in PUBLISHED["minimind-3-moe"].items() if name not in TINY}
+    model = make_model(**{**routing, "hidden_dim": 48, "max_seq_len": 64})
+    config = model.config
+    reference = Qwen3MoeForCausalLM(
+        Qwen3MoeConfig(
+            **{name: getattr(config, name) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")},
+            **{name: getattr(config, name) for name in ("num_key_value_heads", "rms_norm_eps", "vocab_size")},
+            **{"moe_intermediate_size": 48, "intermediate_size": 48, "head_dim": config.head_dim},
+            **{"num_experts": 4, "num_experts_per_tok": 1, "norm_topk_prob": True, "tie_word_embeddings": True},
+            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+        )
+    ).eval()
+    tensors = dict(model.state_dict())
+    for i in range(config.n_layers):
+        experts = f"model.layers.{i}.mlp.experts."
+        gate_and_up = tensors.pop(f"{experts}gate_proj"), tensors.pop(f"{experts}up_proj")
+        tensors[f"{experts}gate_up_proj"] = torch.cat(gate_and_up, dim=1)
+    reference.load_state_dict(tensors)
+    ids = make_ids()
+    with torch.no_grad():
+        ours, theirs = model(ids).logits, reference(ids).logits
+    assert theirs.std() > 0.5
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
