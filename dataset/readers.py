@@ -10,10 +10,12 @@ A message is a dict with `role` (system, user, assistant or tool) and `content`;
 """
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dataset.formats import foreign_file, foreign_row
 from model.chat_format import ROLES, Message
 
 MAX_LINE_BYTES = 8 * 2**20  # one line is tokenised in one piece, which takes some 110x its size in memory
@@ -31,11 +33,15 @@ class DataError(ValueError):
 
 
 class BadLine(ValueError):
-    """One line does not fit. `category` is what it is counted under."""
+    """One line does not fit. `category` is what it is counted under; `remedy` is what to do, where that is known."""
 
-    def __init__(self, category: str, detail: str):
+    def __init__(self, category: str, detail: str, remedy: str | None = None):
         super().__init__(detail)
-        self.category = category
+        self.category, self.remedy = category, remedy
+
+
+class UselessLine(BadLine):
+    """A line in good form from which nothing can be learned: it is left out and counted, and never stops a run."""
 
 
 @dataclass
@@ -43,6 +49,7 @@ class ReadReport:
     """What a reader has seen so far; the reader updates it while it runs.
 
     lines: physical lines, blank ones included. rows: good records. bytes: of the file. bad: count by category.
+    useless: the same for lines that are left out. two_prompts: pairs whose conversations ask different questions.
     """
 
     path: Path
@@ -51,19 +58,31 @@ class ReadReport:
     rows: int = 0
     bytes: int = 0
     bad: dict[str, int] = field(default_factory=dict)
+    useless: dict[str, int] = field(default_factory=dict)
+    two_prompts: int = 0
+    remedy: str | None = None
     examples: list[str] = field(default_factory=list)
 
     @property
     def bad_lines(self) -> int:
         return sum(self.bad.values())
 
+    @property
+    def is_remarkable(self) -> bool:
+        """Whether `str(report)` says more than a number of rows."""
+        return bool(self.bad or self.useless or self.two_prompts)
+
     def reject(self, line_number: int, error: BadLine) -> None:
-        """Count a bad line. Raises DataError at once unless `on_bad_line` is "skip"."""
+        """Count a line. Raises DataError at once for a bad one, unless `on_bad_line` is "skip"."""
+        if isinstance(error, UselessLine):
+            self.useless[error.category] = self.useless.get(error.category, 0) + 1
+            return
         if self.on_bad_line != "skip":
+            remedy = f"{error.remedy}\nOr" if error.remedy else "Repair or download the file again, or"
             raise DataError(
-                f"{self.path}:{line_number}: {error}. "
-                f"Repair or download the file again, or pass --on_bad_line skip to leave such lines out"
+                f"{self.path}:{line_number}: {error}. {remedy} pass --on_bad_line skip to leave such lines out"
             )
+        self.remedy = self.remedy or error.remedy
         self.bad[error.category] = self.bad.get(error.category, 0) + 1
         if len(self.examples) < EXAMPLES_KEPT:
             self.examples.append(f"line {line_number}: {error}")
@@ -73,8 +92,9 @@ class ReadReport:
     def finish(self) -> None:
         """Raise DataError when the file as a whole is unusable: no row, or more than 10 % bad lines."""
         if self.rows == 0:
-            what = "is empty" if self.bytes == 0 else "has no usable row" + (f" ({self})" if self.bad else "")
-            raise DataError(f"{self.path} {what}. {how_to_get(self.path)}")
+            seen = f" ({self})" if self.bad or self.useless else ""
+            what = "is empty" if self.bytes == 0 else "has no usable row" + seen
+            raise DataError(f"{self.path} {what}. {self.remedy or how_to_get(self.path)}")
         self._check_share()
 
     def _check_share(self) -> None:
@@ -82,14 +102,25 @@ class ReadReport:
         if share > MAX_BAD_SHARE:
             raise DataError(
                 f"{self.path}: {share:.1%} of the lines are bad, the limit is {MAX_BAD_SHARE:.0%} ({self}). "
-                f"Is it the right file for this stage? Repair it or download it again"
+                + (self.remedy or "Is it the right file for this stage? Repair it or download it again")
             )
 
     def __str__(self) -> str:
-        counts = ", ".join(f"{count} x {category}" for category, count in sorted(self.bad.items()))
-        return f"{self.rows} rows, {self.bad_lines} bad lines" + (
-            f": {counts}; first: {'; '.join(self.examples)}" if self.bad else ""
-        )
+        text = f"{self.rows} rows, {self.bad_lines} bad lines"
+        if self.bad:
+            text += f": {_counts(self.bad)}; first: {'; '.join(self.examples)}"
+        if self.useless:
+            text += f"; left out, since nothing can be learned from them: {_counts(self.useless)}"
+        if self.two_prompts:
+            text += (
+                f"; {self.two_prompts} pairs ask different questions: they are kept, but DPO compares answers to one "
+                "question, so look at them"
+            )
+        return text
+
+
+def _counts(by_category: dict[str, int]) -> str:
+    return ", ".join(f"{count} x {category}" for category, count in sorted(by_category.items()))
 
 
 def how_to_get(path: Path, kind: str | None = None) -> str:
@@ -107,13 +138,17 @@ def how_to_get(path: Path, kind: str | None = None) -> str:
 
 
 def require_file(path: Path, kind: str) -> None:
-    """Raises FileNotFoundError or DataError with the remedy when `path` is not a readable, non-empty file."""
+    """Raises FileNotFoundError or DataError with the remedy unless `path` is a non-empty file that may be jsonl."""
+    if path.is_symlink() and not path.exists():
+        raise FileNotFoundError(f"{path} is a symbolic link to {os.readlink(path)}, which leads nowhere; link it anew")
     if not path.exists():
         raise FileNotFoundError(f"data file {path} not found. {how_to_get(path, kind)}")
     if not path.is_file():
         raise DataError(f"{path} is not a file; --data_path must name one .jsonl file")
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty. {how_to_get(path, kind)}")
+    if other := foreign_file(path):
+        raise DataError(f"{path} {other}. Then pass the new file with --data_path")
 
 
 def read_records(
@@ -121,7 +156,7 @@ def read_records(
 ) -> Iterator[Record]:
     """Yield the records of a jsonl file in order, validated.
 
-    Accepted silently: a UTF-8 byte order mark, CRLF, blank lines, a last line without newline.
+    Accepted silently: UTF-8 byte order marks, CRLF, blank lines, a last line without newline.
     on_bad_line "stop" raises DataError at the first bad line; "skip" counts it in `report`. At the end of the file
     DataError is raised if nothing was usable or more than 10 % was bad. `report.lines` is the number of the line
     the latest record came from.
@@ -134,7 +169,6 @@ def read_records(
     require_file(path, kind)
     if report is None:
         report = ReadReport(path, on_bad_line)
-    validate = VALIDATORS[kind]
     with path.open("rb") as file:
         while line := file.readline(MAX_LINE_BYTES):
             report.lines += 1
@@ -145,15 +179,15 @@ def read_records(
                 detail = f"the line has {len(line) + excess:,} bytes, the limit is {MAX_LINE_BYTES:,}"
                 report.reject(report.lines, BadLine("line too long", detail))
                 continue
-            if report.lines == 1:
-                line = line.removeprefix(UTF8_BOM)
-            if not (line := line.strip(b" \t\r\n")):
+            if not (line := line.removeprefix(UTF8_BOM).strip(b" \t\r\n")):  # joined files have marks inside
                 continue
             try:
-                record = validate(_parse(line, complete))
+                record = _record(_parse(line, complete), kind)
             except BadLine as error:
                 report.reject(report.lines, error)
                 continue
+            if kind == "preference" and _prompts(record[0]) != _prompts(record[1]):
+                report.two_prompts += 1
             report.rows += 1
             yield record
     report.finish()
@@ -174,8 +208,10 @@ def _parse(line: bytes, complete: bool) -> dict:
     if b"\0" in line:
         raise BadLine("NUL byte", "the line holds NUL bytes, the file is damaged (an interrupted download or copy?)")
     try:
-        row = json.loads(line.decode("utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        row = json.loads(line.decode("utf-8"), object_pairs_hook=_object)
+    except BadLine:
+        raise
+    except (ValueError, RecursionError) as error:  # ValueError: no UTF-8, no JSON, an integer of 5,000 digits
         if not complete:
             detail = "the last line breaks off, so the file looks truncated (an interrupted download?)"
             raise BadLine("truncated", detail) from None
@@ -190,14 +226,36 @@ def _parse(line: bytes, complete: bool) -> dict:
             json.dumps(row, ensure_ascii=False).encode("utf-8")
         except UnicodeEncodeError:
             raise BadLine("lone surrogate", "a \\uD8xx escape is only half of a character") from None
+        except RecursionError:
+            raise BadLine("not JSON", "nested too deeply") from None
     return row
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict:
+    """A JSON object. Raises BadLine where a key occurs twice: Python would silently take the last."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise BadLine("key twice", f"the key {_shown(twice)} occurs twice in one object")
+    return row
+
+
+def _record(row: dict, kind: str) -> Record:
+    """What a row of ours holds. Raises BadLine, naming the format where the row is another project's or stage's."""
+    try:
+        return VALIDATORS[kind](row)
+    except BadLine as error:
+        if isinstance(error, UselessLine) or (other := foreign_row(row, kind)) is None:
+            raise
+        name, remedy = other
+        raise BadLine(name, f"{error}: this is {name}", remedy) from None
 
 
 def _field(row: dict, key: str, expected: type) -> object:
     if key not in row:
-        raise BadLine(
-            f'no "{key}"', f'the key "{key}" is missing; the line has {", ".join(map(repr, row)) or "no key"}'
-        )
+        has = ", ".join(_shown(name) for name in list(row)[:8]) or "no key"
+        raise BadLine(f'no "{key}"', f'the key "{key}" is missing; the line has {has}')
     if not isinstance(row[key], expected):
         wanted = {str: "a string", list: "an array"}[expected]
         raise BadLine("wrong type", f'"{key}" is a JSON {_json_type(row[key])}, it must be {wanted}')
@@ -205,6 +263,7 @@ def _field(row: dict, key: str, expected: type) -> object:
 
 
 def _text(row: dict) -> str:
+    """A text with something in it."""
     text = _field(row, "text", str)
     if not text.strip():
         raise BadLine("empty", '"text" is empty')
@@ -216,7 +275,15 @@ def _chat(row: dict) -> list[Message]:
 
 
 def _preference(row: dict) -> tuple[list[Message], list[Message]]:
-    return _messages(row, "chosen"), _messages(row, "rejected")
+    chosen, rejected = _messages(row, "chosen"), _messages(row, "rejected")
+    if chosen == rejected:
+        raise UselessLine("equal pair", "chosen and rejected are the same: their difference has no gradient")
+    return chosen, rejected
+
+
+def _prompts(messages: list[Message]) -> list[str]:
+    """What is said to the assistant."""
+    return [message["content"] for message in messages if message["role"] != "assistant"]
 
 
 def _messages(row: dict, key: str) -> list[Message]:
@@ -229,7 +296,9 @@ def _messages(row: dict, key: str) -> list[Message]:
             raise BadLine("wrong type", f'message {number} of "{key}" is a JSON {_json_type(message)}, not an object')
         role = message.get("role")
         if role not in ROLES:
-            raise BadLine("unknown role", f'message {number} of "{key}" has role {role!r}; known: {", ".join(ROLES)}')
+            raise BadLine(
+                "unknown role", f'message {number} of "{key}" has role {_shown(role)}; known: {", ".join(ROLES)}'
+            )
         if message.get("content") is None and message.get("tool_calls"):
             message["content"] = ""  # OpenAI's spelling of an answer that only calls tools
         content = _field(message, "content", str)
@@ -239,6 +308,11 @@ def _messages(row: dict, key: str) -> list[Message]:
         role = messages[-1]["role"]
         raise BadLine("no answer", f'"{key}" ends with a message of {role}; the last one must be the assistant\'s')
     return messages
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:60] + "..."
 
 
 VALIDATORS = {"text": _text, "chat": _chat, "preference": _preference}

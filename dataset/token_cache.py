@@ -85,8 +85,8 @@ def open_token_cache(
     processes that build the same cache at the same time do not disturb each other, the first to finish wins.
     Raises FileNotFoundError, DataError (see `dataset.readers`), OSError with the needed space when the disk is full.
     """
-    path, cache_dir = Path(path).resolve(), Path(cache_dir)
-    require_file(path, kind)
+    require_file(Path(path), kind)
+    path, cache_dir = Path(os.path.realpath(path)), Path(cache_dir)
     if (vocab_size := len(chat_format.token_bytes())) > MAX_VOCAB_SIZE:
         raise ValueError(f"the tokenizer has {vocab_size} entries; token ids are kept in 16 bits, so at most 65536")
     fingerprint = chat_format.fingerprint()
@@ -130,7 +130,7 @@ def _summary(cache: TokenCache) -> str:
         f"(中位 {lengths['p50']}, 95% {lengths['p95']}, 最长 {lengths['max']}); "
         f"若像原版补齐到 {UPSTREAM_MAX_SEQ_LEN}, 填充占 {cache.fixed_padding(UPSTREAM_MAX_SEQ_LEN):.1%}"
     )
-    return line + (f"\n数据缓存: 跳过坏行 {cache.meta['read_report']}" if cache.meta["bad_lines"] else "")
+    return line + (f"\n数据缓存: {cache.meta['read_report']}" if cache.meta["remarkable"] else "")
 
 
 # Finding and opening
@@ -228,7 +228,13 @@ def _build(path: Path, directory: Path, identity: dict, chat_format: ChatFormat,
         _remove_abandoned(directory.parent)
         file_bytes = _write_arrays(temporary, report, identity["kind"], chat_format, log)
         lengths = _length_statistics(np.diff(np.fromfile(temporary / "offsets.bin", np.int64)))
-        counts = {"rows": report.rows, "bad_lines": report.bad_lines, "read_report": str(report), "lengths": lengths}
+        counts = {
+            "rows": report.rows,
+            "bad_lines": report.bad_lines,
+            "remarkable": report.is_remarkable,
+            "read_report": str(report),
+            "lengths": lengths,
+        }
         files = {"file_bytes": file_bytes, "checksums": _checksums(temporary, file_bytes)}
         _write_meta(temporary, {**identity, **counts, **files})
         _rename(temporary, directory)

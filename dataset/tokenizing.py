@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 
-from dataset.readers import BadLine, ReadReport, Record, read_records
+from dataset.readers import BadLine, ReadReport, Record, UselessLine, read_records
 from model.chat_format import ChatFormat
 
 CHUNK_BYTES = 2**20  # of jsonl per tokeniser call: texts enough for every core, and 82 MB of memory (measured)
@@ -79,14 +79,23 @@ def _without_shared_answers(chosen: Encoded, rejected: Encoded) -> tuple[Encoded
 
 
 def _encode_chunk(chunk: list[tuple[int, Record]], kind: str, chat_format: ChatFormat) -> tuple[list[Encoded], dict]:
-    """The documents of a chunk, and {line number: what the chat format has against that line}."""
+    """The documents of a chunk, and {line number: why it gives none}."""
+    encoded, refused = {}, {}  # by line number
     try:
-        return _encode([record for _, record in chunk], kind, chat_format), {}
+        documents = _encode([record for _, record in chunk], kind, chat_format)
+        per_row = len(documents) // len(chunk)
+        for i, (line_number, _) in enumerate(chunk):
+            encoded[line_number] = documents[i * per_row : (i + 1) * per_row]
     except ValueError:
-        documents, refused = [], {}
         for line_number, record in chunk:
             try:
-                documents += _encode([record], kind, chat_format)
+                encoded[line_number] = _encode([record], kind, chat_format)
             except ValueError as error:
                 refused[line_number] = BadLine("refused by the chat format", str(error))
-        return documents, refused
+    kept = []
+    for line_number, documents in encoded.items():
+        if kind == "text" or all(spans for _, spans in documents):
+            kept += documents
+        else:
+            refused[line_number] = UselessLine("nothing to learn", "no message of the assistant has any content")
+    return kept, refused

@@ -198,6 +198,8 @@ def check_messages(messages: list[Message]) -> None:
     if not messages:
         raise ValueError("the conversation is empty: it needs at least one message with role and content")
     for i, message in enumerate(messages):
+        if not isinstance(message, dict):
+            raise ValueError(f"message {i} is a {type(message).__name__}: it must be an object with role and content")
         role, content = message.get("role"), message.get("content")
         if role not in ROLES:
             raise ValueError(f"message {i} has the unknown role {role!r}: use one of {', '.join(ROLES)}")
@@ -206,9 +208,12 @@ def check_messages(messages: list[Message]) -> None:
         for key, owner in _OWNERS.items():
             if message.get(key) and role != owner:
                 raise ValueError(f"message {i} ({role}) has {key}, which only the role {owner} may have: move it there")
+        if not isinstance(message.get("reasoning_content") or "", str):
+            raise ValueError(f"message {i} ({role}) has reasoning_content that is no string")
         _json_list(message, "tools")
         for call in _json_list(message, "tool_calls"):
-            if not {"name", "arguments"} <= (call.get("function") or call).keys():
+            function = call.get("function") or call
+            if not isinstance(function, dict) or not {"name", "arguments"} <= function.keys():
                 raise ValueError(f"message {i} ({role}): a tool call needs name and arguments, this one is {call}")
 
 
@@ -247,7 +252,7 @@ def _json_list(message: Message, key: str) -> list[dict]:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # no JSON, nested too deeply, or an integer of 5,000 digits
             raise ValueError(f"{key} is not valid JSON: {error}") from error
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
         raise ValueError(f"{key} must be a list of objects, or the same as JSON text")
@@ -255,4 +260,7 @@ def _json_list(message: Message, key: str) -> list[dict]:
 
 
 def _dumps(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except RecursionError as error:
+        raise ValueError("tools or tool_calls are nested too deeply") from error

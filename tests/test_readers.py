@@ -1,15 +1,22 @@
 """The readers accept what is right, and say file, line and reason for what is not."""
 
+import bz2
+import gzip
 import json
+import lzma
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dataset import readers
+from dataset.formats import foreign_file
 from dataset.readers import DataError, ReadReport, read_records
+from dataset.token_cache import open_token_cache
+from dataset.tokenizing import encoded_chunks
 
 USER = {"role": "user", "content": "你好"}
 ANSWER = {"role": "assistant", "content": "你好！"}
@@ -51,6 +58,7 @@ def test_null_content_beside_tool_calls_reads_as_empty(write_jsonl):
     "content",
     [
         b'\xef\xbb\xbf{"text": "a"}\n{"text": "b"}\n',  # byte order mark
+        b'\xef\xbb\xbf{"text": "a"}\n\xef\xbb\xbf{"text": "b"}\n',  # two files joined
         b'{"text": "a"}\r\n{"text": "b"}\r\n',
         b'{"text": "a"}\n{"text": "b"}',  # no newline at the end
         b'\n{"text": "a"}\n\n  \n{"text": "b"}\n\n',
@@ -75,6 +83,8 @@ BAD_LINES = [
     ("text", b"\0" * 4096, "NUL"),
     ("text", b'{"text": "\xff\xfe"}', "not UTF-8 at byte 10"),
     ("text", b'{"text": "\\ud83d"}', "half of a character"),
+    ("text", b'{"text": "a", "text": "b"}', "the key 'text' occurs twice"),
+    ("text", b'{"text": "a", "n": ' + b"7" * 5000 + b"}", "not JSON: .*digits"),
     ("chat", b'{"text": "a"}', '"conversations" is missing'),
     ("chat", b'{"conversations": []}', "has no message"),
     ("chat", b'{"conversations": "a"}', "JSON string, it must be an array"),
@@ -95,7 +105,7 @@ def test_bad_line_is_named_or_skipped(write_jsonl, kind, line, reason):
     good = {
         "text": {"text": "a"},
         "chat": chat(USER, ANSWER),
-        "preference": {"chosen": [USER, ANSWER], "rejected": [USER, ANSWER]},
+        "preference": {"chosen": [USER, ANSWER], "rejected": [USER, {**ANSWER, "content": "不"}]},
     }[kind]
     path = write_jsonl([good, line, *[good] * 10])
     with pytest.raises(DataError, match=reason) as error:
@@ -165,6 +175,164 @@ def test_missing_file_says_how_to_get_it_and_what_to_try(tmp_path):
     assert "modelscope download" in message and "hf download" in message
     sample = readers.SAMPLE_DIR / "pretrain.jsonl"
     assert sample.exists() and f"--data_path {sample}" in message
+
+
+def test_a_symbolic_link_that_leads_nowhere_or_in_a_circle_is_told(tmp_path, chat_format):
+    """`Path.resolve` raised a RuntimeError."""
+    (tmp_path / "a.jsonl").symlink_to("b.jsonl")
+    (tmp_path / "b.jsonl").symlink_to("a.jsonl")
+    (tmp_path / "lost.jsonl").symlink_to("gone.jsonl")
+    for name in ("a.jsonl", "lost.jsonl"):
+        with pytest.raises(FileNotFoundError, match="symbolic link"):
+            open_token_cache(tmp_path / name, "text", chat_format, tmp_path / "cache")
+
+
+# Other formats
+
+
+ROWS = b'{"text": "a"}\n{"text": "b"}\n'
+CHINESE = '{"text": "今天天气很好，我们去公园。"}\n' * 3
+FOREIGN = [
+    (gzip.compress(ROWS), "compressed with gzip: unpack it with `gzip -dk"),
+    (lzma.compress(ROWS), "compressed with xz: unpack it with `xz -dk"),
+    (bz2.compress(ROWS), "compressed with bzip2"),
+    (b"\x28\xb5\x2f\xfd....", "compressed with Zstandard"),
+    (b"PK\x03\x04....", "zip archive .*python -m zipfile -e"),
+    (b"PAR1....", "Parquet table: `python -c .*read_parquet"),
+    (b"SQLite format 3\0....", "SQLite database: .*read_sql"),
+    (b"a.jsonl".ljust(257, b"\0") + b"ustar", "tar archive"),
+    (b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
+    (CHINESE.encode("utf-16"), "text in utf-16, not in UTF-8: `python -c"),
+    (CHINESE.encode("utf-16-le"), "text in utf-16-le"),
+    (CHINESE.encode("utf-16-be"), "text in utf-16-be"),
+    (CHINESE.encode("utf-32"), "text in utf-32"),
+    (CHINESE.encode("gbk"), "text in gb18030"),
+    (b'[{"text": "a"},\n {"text": "b"}]', "one JSON array"),
+    (b'\xef\xbb\xbf[\n  {\n    "text": "a"\n  }\n]', "one JSON array"),
+    (b'{\n  "text": "a"\n}\n', "spread over several lines.*`jq -c"),
+    (b"<!DOCTYPE html><html>", "web page"),
+    (b"instruction,output\nhello,world\n", "table with commas .CSV.: .*read_csv"),
+    (b"question\tanswer\n1+1\t2\n", "table with tabs"),
+    ("从前有座山，山里有座庙。\n庙里有个老和尚。\n".encode() * 3, "plain text, not JSON"),
+]
+
+
+@pytest.mark.parametrize(("content", "words"), FOREIGN, ids=[words[:20] for _, words in FOREIGN])
+def test_a_file_in_another_format_is_named_with_the_command_that_helps(tmp_path, content, words):
+    """UTF-16, gzip and Parquet were called damaged downloads."""
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(content)
+    for on_bad_line in ("stop", "skip"):
+        with pytest.raises(DataError, match=f"(?s)data.jsonl is .*{words}") as error:
+            read(path, on_bad_line=on_bad_line)
+        assert "download" not in str(error.value) or "web page" in words
+
+
+def test_the_commands_that_are_named_work(tmp_path):
+    path, run = tmp_path / "data.jsonl", 0
+    for content, words in FOREIGN:
+        path.write_bytes(content)
+        if command := re.search(r'`python -c "(.*)"`', foreign_file(path)):
+            code = compile(command[1], "named", "exec")
+            if "pandas" not in command[1]:
+                exec(code, {})
+                assert len(read(tmp_path / "data.new.jsonl")) >= 1, words
+                run += 1
+    assert run == 8
+
+
+FOREIGN_ROWS = [
+    ("chat", {"instruction": "加", "input": "1+1", "output": "2"}, "Alpaca"),
+    ("chat", {"messages": [USER, ANSWER]}, "messages"),
+    ("chat", {"conversations": [{"from": "human", "value": "1"}, {"from": "gpt", "value": "2"}]}, "ShareGPT"),
+    ("chat", {"question": "1+1", "answer": "2"}, "question and answer"),
+    ("preference", {"prompt": "1+1", "chosen": "2", "rejected": "3"}, "prompt and chosen text"),
+]
+
+
+@pytest.mark.parametrize(("kind", "row", "name"), FOREIGN_ROWS)
+def test_a_row_in_another_format_is_named_and_the_conversion_shown_works(write_jsonl, tmp_path, kind, row, name):
+    path = write_jsonl([row] * 3)
+    with pytest.raises(DataError, match=f"a row in the format .*{name}") as error:
+        read(path, kind)
+    with pytest.raises(DataError, match="import json"):  # all lines are bad
+        read(path, kind, "skip")
+    code = re.search(r"    import json\n.*\n.*", str(error.value))[0]
+    code = textwrap.dedent(code).replace("IN.jsonl", str(path)).replace("OUT.jsonl", str(tmp_path / "out.jsonl"))
+    exec(code, {})
+    assert len(read(tmp_path / "out.jsonl", kind)) == 3
+
+
+def test_a_file_of_another_stage_names_the_script_that_reads_it(write_jsonl):
+    for row, kind, script in (
+        ({"text": "a"}, "chat", "train_pretrain.py"),
+        (chat(USER, ANSWER), "text", "train_full_sft.py"),
+        ({"chosen": [], "rejected": []}, "chat", "train_dpo.py"),
+    ):
+        with pytest.raises(DataError, match=script):
+            read(write_jsonl([row]), kind)
+
+
+# Rows of no use
+
+
+def test_equal_and_unlike_pairs_are_told(write_jsonl):
+    """The gradient of an equal pair is zero: left out. Different questions: kept and told."""
+    other, question = {**ANSWER, "content": "不"}, {**USER, "content": "在吗"}
+    good = {"chosen": [USER, ANSWER], "rejected": [USER, other]}
+    equal = {"chosen": [USER, ANSWER], "rejected": [USER, ANSWER]}
+    unlike = {"chosen": [USER, ANSWER], "rejected": [question, other]}
+    path = write_jsonl([good, equal, equal, unlike])
+    report = ReadReport(path)
+    assert len(list(read_records(path, "preference", "stop", report))) == 2
+    assert (report.useless, report.two_prompts, report.bad) == ({"equal pair": 2}, 1, {})
+    assert "2 x equal pair" in str(report) and "1 pairs ask different questions" in str(report)
+    with pytest.raises(DataError, match="no usable row .*1 x equal pair"):
+        read(write_jsonl([equal]), "preference")
+
+
+# Any row at all
+
+
+KEYS = ["text", "conversations", "chosen", "rejected", "role", "content", "tools", "tool_calls", "reasoning_content",
+        "function", "name", "arguments", "messages", "instruction", "output", "from", "value"]  # fmt: skip
+LEAVES = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.sampled_from(["", " ", "你好", "</s>", *readers.ROLES]),
+    st.text(max_size=5), st.sampled_from(["[]", "[{}]", "[" * 5000, '[{"function": "f"}]', "9" * 5000]),
+)  # fmt: skip
+VALUES = st.recursive(
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4),
+    max_leaves=12,
+)
+MESSAGE = st.fixed_dictionaries(
+    {"role": st.sampled_from([*readers.ROLES, "bot", None, []]), "content": LEAVES},
+    optional={key: VALUES for key in ("tools", "tool_calls", "reasoning_content")},
+)
+MESSAGES = st.lists(MESSAGE, max_size=3).map(lambda messages: [*messages, ANSWER]) | VALUES
+ROW = st.fixed_dictionaries({}, optional={"text": LEAVES, "conversations": MESSAGES, "chosen": MESSAGES,
+                                          "rejected": MESSAGES, "messages": MESSAGES}) | VALUES  # fmt: skip
+
+
+@settings(max_examples=150)
+@given(row=ROW, kind=st.sampled_from(list(readers.VALIDATORS)), on_bad_line=st.sampled_from(["stop", "skip"]))
+@example({"conversations": [USER, {**ANSWER, "tool_calls": [{"function": "f"}]}]}, "chat", "skip")
+@example({"conversations": [{"role": "system", "content": "", "tools": "[" * 10**5}, USER, ANSWER]}, "chat", "skip")
+@example({"conversations": [USER, {**ANSWER, "content": "", "tool_calls": "[]"}]}, "chat", "skip")
+@example({"conversations": [{**ANSWER, "tool_calls": '[{"name": "\\ud800", "arguments": {}}]'}]}, "chat", "skip")
+def test_no_row_ends_in_a_traceback(tmp_path_factory, chat_format, row, kind, on_bad_line):
+    """Whatever the row, each good one around it is read; or DataError says what is wrong."""
+    path = tmp_path_factory.mktemp("fuzz") / "data.jsonl"
+    good = {"text": "好", "conversations": [USER, ANSWER], "chosen": [USER, ANSWER], "rejected": [ANSWER]}
+    path.write_text("".join(json.dumps(line) + "\n" for line in [*[good] * 9, row, good]), encoding="utf-8")
+    report = ReadReport(path, on_bad_line)
+    try:
+        documents = sum((list(chunk) for chunk in encoded_chunks(report, kind, chat_format, print)), [])
+    except DataError as error:
+        assert on_bad_line == "stop" and "data.jsonl:10: " in str(error)
+    else:
+        assert len(documents) == report.rows * (2 if kind == "preference" else 1)
+        assert report.rows + report.bad_lines + sum(report.useless.values()) == 11 and report.rows >= 10
 
 
 def test_empty_file_directory_and_file_without_rows(tmp_path, write_jsonl):

@@ -275,6 +275,18 @@ def test_full_disk_is_a_clear_error_and_leaves_nothing(write_jsonl, tmp_path):
     assert list(cache_dir.iterdir()) == [whole.path]
 
 
+def test_rows_with_nothing_to_learn_are_left_out_and_told(write_jsonl, tmp_path, chat_format):
+    """They were told as rows that do not fit --max_seq_len, and a file of them as `cannot mmap an empty file`."""
+    useless = chat_row("你好", "")
+    useless["conversations"][1]["tool_calls"] = "[]"
+    messages = []
+    path = write_jsonl([chat_row("你好", "你好！"), useless, useless])
+    cache = open_token_cache(path, "chat", chat_format, tmp_path / "cache", log=messages.append)
+    assert len(cache) == cache.meta["rows"] == 1 and "2 x nothing to learn" in messages[-1]
+    with pytest.raises(DataError, match="no usable row .*1 x nothing to learn"):
+        open_token_cache(write_jsonl([useless]), "chat", chat_format, tmp_path / "cache", log=quiet)
+
+
 def test_bad_lines_are_skipped_reported_and_remembered(write_jsonl, tmp_path, chat_format):
     path = write_jsonl([*text_rows(20), b"{"])
     with pytest.raises(DataError, match="data.jsonl:21: not JSON"):
