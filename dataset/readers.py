@@ -299,11 +299,15 @@ def _messages(row: dict, key: str) -> list[Message]:
             raise BadLine(
                 "unknown role", f'message {number} of "{key}" has role {_shown(role)}; known: {", ".join(ROLES)}'
             )
-        if message.get("content") is None and message.get("tool_calls"):
-            message["content"] = ""  # OpenAI's spelling of an answer that only calls tools
+        has_more = message.get("tool_calls") or message.get("reasoning_content")
+        if message.get("content") is None and has_more:
+            message["content"] = ""  # OpenAI's spelling of an answer that only calls tools, or only thinks
         content = _field(message, "content", str)
-        if role == "assistant" and not content.strip() and not message.get("tool_calls"):
-            raise BadLine("empty answer", f'message {number} of "{key}" (assistant) has neither content nor tool_calls')
+        if role == "assistant" and not content.strip() and not has_more:
+            raise BadLine(
+                "empty answer",
+                f'message {number} of "{key}" (assistant) has neither content nor tool_calls nor reasoning_content',
+            )
     if messages[-1]["role"] != "assistant":
         role = messages[-1]["role"]
         raise BadLine("no answer", f'"{key}" ends with a message of {role}; the last one must be the assistant\'s')

@@ -9,6 +9,15 @@ A conversation looks like this, with `<s>` and `</s>` as single control tokens:
     <s>assistant
     你好！</s>
 
+An assistant that thinks before it answers, written with the tags in `content` or apart in `reasoning_content`, says
+
+    <think>
+    1 加 1 是 2。
+    </think>
+    <answer>
+    2
+    </answer>
+
 Content is encoded apart from the control tokens, so text can never forge one: `</s>` typed by a user is four
 ordinary characters. Only what an assistant says may hold the tags (`<think>`, `<answer>`, ...) as single tokens.
 The Jinja template next to the tokenizer renders the same text for other libraries.
@@ -24,7 +33,10 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 Message = dict[str, Any]
-"""`role` and `content`; a system message may hold `tools`, an assistant's `tool_calls` and `reasoning_content`."""
+"""`role` and `content`; a system message may hold `tools`, an assistant's `tool_calls` and `reasoning_content`.
+
+`tools` and `tool_calls` are lists of objects, as OpenAI has them, or such a list as JSON text, as in MiniMind's files.
+"""
 
 ROLES = ("system", "user", "assistant", "tool")
 CONTROL_TOKENS = ("<unk>", "<s>", "</s>")
@@ -160,13 +172,20 @@ class ChatFormat:
         return [self.bos_id, *self._join(pieces)]
 
     def _answer(self, message: Message, content: str) -> list[Piece]:
-        reasoning = message.get("reasoning_content")
-        pieces = self._split((f"<think>\n{reasoning}\n</think>\n\n" if reasoning else "") + content)
+        if reasoning := message.get("reasoning_content"):
+            if content and "<answer>" not in content:
+                content = f"<answer>\n{content}\n</answer>"
+            content = f"<think>\n{reasoning}\n</think>" + ("\n" if content else "") + content
+        pieces = self._split(content)
         for i, call in enumerate(_json_list(message, "tool_calls")):
-            call = call.get("function") or call
-            arguments = call["arguments"] if isinstance(call["arguments"], str) else _dumps(call["arguments"])
-            text = f'\n{{"name": {_dumps(call["name"])}, "arguments": {arguments}}}\n'
-            pieces += ["\n" if content or i else "", *self._split("<tool_call>"), text, *self._split("</tool_call>")]
+            if isinstance(message["tool_calls"], str):
+                text = _dumps(call)
+            else:
+                call = call.get("function") or call
+                arguments = call["arguments"] if isinstance(call["arguments"], str) else _dumps(call["arguments"])
+                text = f'{{"name": {_dumps(call["name"])}, "arguments": {arguments}}}'
+            opening, closing = self._split("<tool_call>"), self._split("</tool_call>")
+            pieces += ["\n" if content or i else "", *opening, f"\n{text}\n", *closing]
         return pieces
 
     def _tool_block(self, message: Message, content: str) -> list[Piece]:
@@ -203,7 +222,8 @@ def check_messages(messages: list[Message]) -> None:
         role, content = message.get("role"), message.get("content")
         if role not in ROLES:
             raise ValueError(f"message {i} has the unknown role {role!r}: use one of {', '.join(ROLES)}")
-        if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
+        may_be_absent = message.get("tool_calls") or message.get("reasoning_content")
+        if not isinstance(content, str) and not (content is None and may_be_absent):
             raise ValueError(f"message {i} ({role}) has content of type {type(content).__name__}: it must be a string")
         for key, owner in _OWNERS.items():
             if message.get(key) and role != owner:
@@ -212,7 +232,8 @@ def check_messages(messages: list[Message]) -> None:
             raise ValueError(f"message {i} ({role}) has reasoning_content that is no string")
         _json_list(message, "tools")
         for call in _json_list(message, "tool_calls"):
-            function = call.get("function") or call
+            # Only objects may have OpenAI's wrapping: JSON text is rendered as it is.
+            function = call if isinstance(message["tool_calls"], str) else call.get("function") or call
             if not isinstance(function, dict) or not {"name", "arguments"} <= function.keys():
                 raise ValueError(f"message {i} ({role}): a tool call needs name and arguments, this one is {call}")
 

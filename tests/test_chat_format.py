@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from inference.scoring import follows_reasoning_format
 from model.chat_format import TAGS, ChatFormat, split_reasoning
 from model.loading import load_tokenizer
 
@@ -77,6 +78,8 @@ def test_unknown_role_is_refused(role):
         ([system("x", tools="3")], "list of objects"),
         ([assistant("", tool_calls=[{"name": "f"}])], "name and arguments"),
         ([assistant("", tool_calls=["f"])], "list of objects"),
+        ([assistant("", tool_calls='[{"function": {"name": "f", "arguments": {}}}]')], "name and arguments"),
+        ([user(None, reasoning_content="x")], "only the role assistant"),
     ],
 )
 def test_bad_messages_are_refused(messages, problem):
@@ -155,6 +158,19 @@ CONVERSATIONS = {
         user("x"),
         assistant(None, tool_calls=[{"name": "t", "arguments": {}}]),
     ],
+    "only a thought": [
+        user("x"),
+        assistant(None, reasoning_content="r"),
+        user("y"),
+        assistant("", reasoning_content="r"),
+    ],
+    "thought and tagged answer": [user("x"), assistant("<answer>\n答\n</answer>", reasoning_content="r")],
+    "thought, answer and call": [
+        user("x"),
+        assistant(
+            "a", reasoning_content="r", tool_calls=[{"name": "t", "arguments": {}}, {"name": "u", "arguments": 1}]
+        ),
+    ],
     "thought and call": [user("x"), assistant("", reasoning_content="r", tool_calls=[{"name": "t", "arguments": {}}])],
 }
 
@@ -185,12 +201,63 @@ def test_tools_as_an_argument_of_the_template():
         assert tokenizer.apply_chat_template(messages, tools=[WEATHER])["input_ids"] == ours
 
 
-def test_json_text_equals_objects():
-    """Later upstream files hold tools and tool_calls as JSON text."""
-    tools, calls = [WEATHER], [{"name": "t", "arguments": {"城市": "北京"}}]
-    objects = [system("s", tools=tools), assistant("", tool_calls=calls)]
-    texts = [system("s", tools=json.dumps(tools)), assistant("", tool_calls=json.dumps(calls))]
-    assert encode(objects) == encode(texts)
+def test_thoughts_apart_or_in_tags_give_the_same_tokens():
+    """A row with `reasoning_content` had no `<answer>`, so a model that had learned it obeyed no format."""
+    ids, spans = encode([user("x"), assistant("答", reasoning_content="想一想")])
+    assert (ids, spans) == encode([user("x"), assistant("<think>\n想一想\n</think>\n<answer>\n答\n</answer>")])
+    ((start, end),) = spans
+    reply = tokenizer.decode(ids[start : end - 1])
+    assert follows_reasoning_format(reply) and split_reasoning(reply) == ("想一想", "答")
+    (ids, spans) = encode([user("x"), assistant(None, reasoning_content="想")])
+    assert supervised(ids, spans) == ["<think>\n想\n</think></s>"]
+
+
+SPELLINGS = [
+    *({}, {"ensure_ascii": False}, {"separators": (",", ":")}, {"indent": 2}),
+    {"indent": "\t", "ensure_ascii": False, "separators": (" , ", " : ")},
+]
+"""Ways in which json.dumps may have written a file's text."""
+
+
+def as_text(messages: list[dict], **spelling) -> list[dict]:
+    """The same with `tools` and `tool_calls` as JSON text, as in MiniMind's files."""
+    keys = ("tools", "tool_calls")
+    return [{k: json.dumps(v, **spelling) if k in keys and v else v for k, v in m.items()} for m in messages]
+
+
+def same_in_all_forms(objects: list[dict], spelling: dict) -> bool:
+    """Objects and JSON text, by this module and by the template: one text."""
+    ids = encode(objects)[0]
+    texts = as_text(objects, **spelling)
+    return encode(texts)[0] == ids == tokenizer.apply_chat_template(texts)["input_ids"]
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS, ids=str)
+def test_json_text_equals_objects(spelling):
+    """Rows with tools as JSON text: the template put the text in as it was, so none equalled what training saw."""
+    tools = [WEATHER, {"name": '城市\\/"]}[{,: \n\u2028👩‍👧\x7f', "parameters": {"a": [[], {}, [1, -2.5, True, None]]}}]
+    calls = [
+        {"name": "t", "arguments": {"城市": "北京"}},
+        {"name": "u", "arguments": {"a\\": '}],[{"\\u0041', "b": ["x", {"y": {}}]}},
+    ]
+    for content, reasoning in (("", ""), ("好", ""), ("", "想"), ("好", "想")):
+        answer = assistant(content, tool_calls=calls, reasoning_content=reasoning)
+        assert same_in_all_forms([system("s", tools=tools), user("x"), answer, user("y")], spelling)
+        assert same_in_all_forms([system("", tools=tools[1:]), assistant(content, tool_calls=calls[:1])], spelling)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda children: st.lists(children) | st.dictionaries(st.text('键k\\"{]', max_size=3), children),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(JSON, st.sampled_from(SPELLINGS))
+def test_any_json_text_equals_objects(value, spelling):
+    calls = [{"name": "f", "arguments": [value]}]
+    assert same_in_all_forms([system("", tools=[{"name": "f", "x": value}]), assistant("", tool_calls=calls)], spelling)
 
 
 def test_no_default_system_prompt():

@@ -49,9 +49,10 @@ def test_todays_upstream_fields_pass_through(write_jsonl):
     assert read(write_jsonl([chat(*conversation)]), "chat") == [conversation]
 
 
-def test_null_content_beside_tool_calls_reads_as_empty(write_jsonl):
+def test_null_content_beside_tool_calls_or_thoughts_reads_as_empty(write_jsonl):
     call = {"role": "assistant", "content": None, "tool_calls": [{"name": "add", "arguments": {}}]}
-    assert read(write_jsonl([chat(USER, call)]), "chat")[0][1]["content"] == ""
+    thought = {"role": "assistant", "content": None, "reasoning_content": "想"}
+    assert [row[1]["content"] for row in read(write_jsonl([chat(USER, call), chat(USER, thought)]), "chat")] == ["", ""]
 
 
 @pytest.mark.parametrize(
