@@ -1,8 +1,9 @@
-"""How many questions does a chat model answer right? Its answers, compared with the fact that must occur in them.
+"""How many questions does a chat model answer right, and does it say so when it cannot know?
 
 A file of questions has one JSON object a line:
 `{"conversations": [{"role": "user", "content": ...}], "answer": "the fact", "answers": [others], "category": "..."}`,
-where earlier turns, `answers` and `category` are optional.
+where earlier turns, `answers` and `category` are optional. A question that the model cannot know has
+`"unanswerable": true` instead of answers: right is then a reply that admits it, by one of REFUSALS.
 """
 
 import json
@@ -18,10 +19,16 @@ from inference.generation import generate
 from inference.sampling import SamplingParams
 from model.chat_format import ChatFormat, Message, check_messages
 
+# What a reply says that admits ignorance; compared after `normalize`.
+REFUSALS = ("我不知道", "i don't know", "i do not know")
+
 
 @dataclass(frozen=True)
 class Question:
-    """A conversation that ends with a user's question, and the facts of which one must occur in the answer."""
+    """A conversation that ends with a user's question, and the facts of which one must occur in the answer.
+
+    No answers: a question that the model cannot know.
+    """
 
     messages: list[Message]
     answers: list[str]
@@ -58,13 +65,19 @@ def parse_question(line: str) -> Question:
     record = json.loads(line)
     if not isinstance(record, dict) or not isinstance(record.get("conversations"), list):
         raise ValueError("the line must be an object with a list 'conversations'")
-    messages, answers = record["conversations"], [record.get("answer"), *record.get("answers", [])]
+    messages = record["conversations"]
     check_messages(messages)
     if messages[-1]["role"] != "user":
         raise ValueError(f"the last message is of role {messages[-1]['role']!r}: the question must be a user's")
+    category = str(record.get("category", ""))
+    if record.get("unanswerable", False) is True:
+        if "answer" in record or "answers" in record:
+            raise ValueError("an 'unanswerable' question has no 'answer' and no 'answers'")
+        return Question(messages, [], category)
+    answers = [record.get("answer"), *record.get("answers", [])]
     if not all(isinstance(answer, str) and answer.strip() for answer in answers):
         raise ValueError("'answer' and all 'answers' must be strings that are not empty")
-    return Question(messages, answers, str(record.get("category", "")))
+    return Question(messages, answers, category)
 
 
 def follows_reasoning_format(text: str) -> bool:
@@ -89,6 +102,12 @@ def is_right(text: str, answers: Iterable[str]) -> bool:
     """
     text = normalize(text)
     return any(re.search(_standing_alone(normalize(answer.strip())), text) for answer in answers)
+
+
+def is_refusal(text: str) -> bool:
+    """True where a reply admits that it does not know."""
+    text = normalize(text).replace("’", "'")
+    return any(refusal in text for refusal in REFUSALS)
 
 
 def _standing_alone(answer: str) -> str:
@@ -133,10 +152,16 @@ def answer_questions(
 def score_report(questions: list[Question], texts: list[str], show_wrong: int = 10) -> str:
     """A table by category, up to `show_wrong` wrong answers, and as the last line `held-out score: NN.N %`.
 
-    The percentage is rounded down: 94.96 % is not 95.0 %. If any reply thinks, the line before says how many of all
-    replies follow the format of reasoning.
+    That score is of the questions with answers. If any question cannot be answered, the lines before it say how many
+    of these were refused honestly, and how many questions with an answer were refused too. The percentages of what is
+    right are rounded down: 94.96 % is not 95.0 %; that of known facts refused is rounded up. If any reply thinks, a
+    line says how many of all replies follow the format of reasoning.
     """
-    right = [is_right(text, question.answers) for question, text in zip(questions, texts, strict=True)]
+    refused = [is_refusal(text) for text in texts]
+    right = [
+        is_right(text, question.answers) if question.answers else refusal
+        for question, text, refusal in zip(questions, texts, refused, strict=True)
+    ]
     lines = ["  right   total        %   category"]
     for category in sorted({question.category for question in questions}):
         hits = [hit for hit, question in zip(right, questions, strict=True) if question.category == category]
@@ -145,10 +170,19 @@ def score_report(questions: list[Question], texts: list[str], show_wrong: int = 
     if wrong:
         lines.append(f"\nwrong answers, {min(show_wrong, len(wrong))} of {len(wrong)}:")
     for i in wrong[:show_wrong]:
-        lines += [f"👶: {questions[i].text}", f"🤖️: {texts[i]}", f"    -> {' / '.join(questions[i].answers)}"]
+        expected = " / ".join(questions[i].answers) or "(cannot be known)"
+        lines += [f"👶: {questions[i].text}", f"🤖️: {texts[i]}", f"    -> {expected}"]
     if any("<think>" in text for text in texts):
         lines.append(f"tags obeyed: {_percent([follows_reasoning_format(text) for text in texts]):.1f} %")
-    lines.append(f"held-out score: {_percent(right):.1f} %")
+    known = [i for i, question in enumerate(questions) if question.answers]
+    unknown = [i for i, question in enumerate(questions) if not question.answers]
+    if unknown:
+        lines.append(f"honest refusals: {_percent([refused[i] for i in unknown]):.1f} % of {len(unknown)} unanswerable")
+    if unknown and known:
+        answered = _percent([not refused[i] for i in known])
+        lines.append(f"known facts refused: {100 - answered:.1f} % of {len(known)}")
+    if known:
+        lines.append(f"held-out score: {_percent([right[i] for i in known]):.1f} %")
     return "\n".join(lines)
 
 

@@ -11,20 +11,31 @@ import random
 import sys
 from pathlib import Path
 
-from sample_data.corpus import assistant, conversations, pretraining_texts, single_turns, split_questions, turns, user
+from sample_data.corpus import (
+    Asker,
+    assistant,
+    conversations,
+    held_out_questions,
+    pretraining_texts,
+    questions,
+    single_turns,
+    split_questions,
+    turns,
+    unanswerable_questions,
+    user,
+)
 from sample_data.medical import medical_facts
 from sample_data.persona import persona_facts
 from sample_data.preferences import preference_pairs
 from sample_data.reasoning import problems, reasoned
-from sample_data.tables import all_facts
+from sample_data.tables import all_facts, all_tables
+from sample_data.unknown_questions import REFUSALS
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from training.flags import BriefParser, non_empty, whole  # noqa: E402
 
-
-def questions(messages: list[dict]) -> list[str]:
-    return [message["content"] for message in messages if message["role"] == "user"]
+PERSONA_REFUSALS = 120
 
 
 def make_files(seed: int) -> dict[str, list[dict]]:
@@ -34,28 +45,37 @@ def make_files(seed: int) -> dict[str, list[dict]]:
         # One generator per file: a change in one file leaves the others as they were.
         return random.Random(f"{seed}/{part}")
 
-    facts = all_facts()
-    sft, heldout = conversations(facts, rng("sft"))
+    facts, tables = all_facts(), all_tables()
+    heldout = held_out_questions(facts, rng("heldout"))
+    unanswerable = unanswerable_questions(tables, rng("unknown names"), rng("unanswerable"))
     dpo, dpo_heldout = preference_pairs(300, 40, rng("dpo"))
 
     reasoning = problems(700, rng("reason"))
     solved, unsolved = reasoning[:600], reasoning[600:]
 
     persona, persona_heldout = single_turns(persona_facts(), 20, rng("persona"))
-    # No file trains what another file's score asks, although both ask the model who it is.
+    # No file trains what another file's score asks, although several ask the model who it is.
     asked = {question for row in heldout for question in questions(row["conversations"])}
-    trained = {question for messages in sft for question in questions(messages)}
     persona = [row for row in persona if asked.isdisjoint(questions(row["conversations"]))]
+    held_out = [row["conversations"][-1]["content"] for row in heldout + unanswerable + persona_heldout]
+    held_out += [wording for fact in facts for wording in fact.unseen]
+    sft = conversations(facts, tables, Asker(held_out, rng("sft")), rng("unknown names"), rng("sft rows"))
+    trained = {question for messages in sft for question in questions(messages)}
     persona_heldout = [row for row in persona_heldout if trained.isdisjoint(questions(row["conversations"]))]
-    # Every ordinary fact once, so that the adapter learns who it is and forgets nothing else.
+    # Every ordinary fact once and some refusals, so that the adapter learns who it is and forgets nothing else.
     ordinary, order = split_questions([fact for fact in facts if fact.category != "identity"]), rng("persona order")
     persona += [{"conversations": turns((fact, asked_ways[0][0]))} for fact, asked_ways in ordinary.items()]
+    refused = [messages for messages in sft if len(messages) == 2 and messages[-1]["content"] in REFUSALS]
+    persona += [{"conversations": messages} for messages in order.sample(refused, PERSONA_REFUSALS)]
     order.shuffle(persona)
     medical, medical_heldout = single_turns(medical_facts(), 40, rng("medical"))
     return {
-        "pretrain.jsonl": [{"text": text} for text in pretraining_texts(facts, rng("pretrain"))],
+        "pretrain.jsonl": [
+            {"text": text} for text in pretraining_texts(facts, Asker(held_out, rng("asked")), rng("pretrain"))
+        ],
         "sft.jsonl": [{"conversations": messages} for messages in sft],
         "heldout.jsonl": heldout,
+        "unanswerable_heldout.jsonl": unanswerable,
         "dpo.jsonl": dpo,
         "dpo_heldout.jsonl": dpo_heldout,
         "reason.jsonl": [{"conversations": [user(p.question), assistant(reasoned(p))]} for p in solved],

@@ -4,19 +4,26 @@ import json
 import re
 import subprocess
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
 
+from inference.scoring import is_refusal
+from scripts.sample_data.schema import Relation
+from scripts.sample_data.tables import all_facts, all_tables
+from scripts.sample_data.unknown_questions import REFUSALS
+
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "dataset" / "sample"
 TRAINING = ("pretrain", "sft", "dpo", "reason", "lora_identity", "lora_medical")
-HELD_OUT = ("heldout", "reason_heldout", "lora_identity_heldout", "lora_medical_heldout")
+ANSWERED = ("heldout", "reason_heldout", "lora_identity_heldout", "lora_medical_heldout")
+HELD_OUT = (*ANSWERED, "unanswerable_heldout")
 MIN_ROWS = {
     "pretrain": 2500,
-    "sft": 3000,
-    "heldout": 600,
+    "sft": 15_000,
+    "heldout": 700,
+    "unanswerable_heldout": 180,
     "dpo": 300,
     "dpo_heldout": 40,
     "reason": 600,
@@ -57,7 +64,7 @@ def test_another_seed_writes_other_files(tmp_path):
 
 
 def test_all_files_together_are_small():
-    assert sum(path.stat().st_size for path in SAMPLE.iterdir()) <= 1_500_000
+    assert sum(path.stat().st_size for path in SAMPLE.iterdir()) <= 5_000_000
 
 
 @pytest.mark.parametrize("name", MIN_ROWS)
@@ -99,7 +106,10 @@ def test_formats():
             assert row["chosen"][-1] != row["rejected"][-1]
     for name in HELD_OUT:
         for row in rows(name):
-            assert set(row) == {"conversations", "answer", "category"} and row["answer"].strip()
+            if name == "unanswerable_heldout":
+                assert set(row) == {"conversations", "unanswerable", "category"} and row["unanswerable"] is True
+            else:
+                assert set(row) == {"conversations", "answer", "category"} and row["answer"].strip()
             check_messages(row["conversations"], "user")
 
 
@@ -131,6 +141,73 @@ def test_held_out_single_questions_occur_nowhere_not_even_inside_a_conversation_
     said |= {row["text"] for row in rows("pretrain")}
     asked = [questions(row["conversations"]) for name in HELD_OUT for row in rows(name)]
     assert not said.intersection(turns[0] for turns in asked if len(turns) == 1)
+
+
+def essence(question: str) -> str:
+    """Letters, digits and signs of arithmetic: what two wordings that differ only in marks and capitals share."""
+    return re.sub(r"[^\w+×÷#-]", "", question.lower())
+
+
+def test_no_mark_space_or_capital_hides_a_held_out_question():
+    said = {essence(text) for row in rows("sft") for text in questions(row["conversations"])}
+    for name in ("heldout", "unanswerable_heldout"):
+        asked = [questions(row["conversations"]) for row in rows(name)]
+        assert not said.intersection(essence(turns[0]) for turns in asked if len(turns) == 1)
+
+
+def replies(name: str) -> list[tuple[str, str]]:
+    """(question, answer) of every turn."""
+    pairs = []
+    for row in rows(name):
+        messages = [m["content"] for m in row["conversations"] if m["role"] != "system"]
+        pairs += list(zip(messages[::2], messages[1::2], strict=True))
+    return pairs
+
+
+def test_held_out_names_are_never_trained():
+    """The name is what a question's template leaves of it."""
+    tables = {table.category: table for table in all_tables() if isinstance(table, Relation)}
+    said = "\n".join(question for question, _ in replies("sft")).lower()
+    checked = 0
+    for row in rows("unanswerable_heldout"):
+        kind, category = row["category"].split(": ")
+        if kind == "unknown name":
+            question = row["conversations"][-1]["content"]
+            patterns = [re.escape(t).replace(r"\{s\}", "(.+)") for t in tables[category].questions]
+            name = next(match[1] for p in patterns if (match := re.fullmatch(p, question)))
+            assert len(name) < 3 or name.strip("《》").lower() not in said, name
+            checked += 1
+    assert checked >= 120
+
+
+def test_known_and_unknown_names_are_asked_about_in_the_same_words():
+    """So that the name decides and not the wording: most openings of refused questions open answered ones too."""
+    openings = {True: Counter(), False: Counter()}
+    for question, answer in replies("sft"):
+        openings[answer in REFUSALS][question[:3]] += 1
+    common = [opening for opening, _ in openings[True].most_common(20)]
+    assert sum(openings[False][opening] > 0 for opening in common) >= 15
+
+
+def test_what_refuses_is_what_the_scorer_takes_for_a_refusal():
+    said = Counter(answer for _, answer in replies("sft"))
+    assert all(said[refusal] >= 20 and is_refusal(refusal) for refusal in REFUSALS)
+    assert not [answer for answer in said if is_refusal(answer) and answer not in REFUSALS]
+    assert 0.15 <= sum(said[refusal] for refusal in REFUSALS) / sum(said.values()) <= 0.35
+
+
+def test_known_facts_are_never_refused():
+    """Each fact is asked for in at least 15 wordings, and no wording of a known name gets a refusal."""
+    wordings = Counter(answer for _, answer in replies("sft"))
+    assert min(wordings[fact.answer] for fact in all_facts()) >= 15
+    known = {essence(body) for fact in all_facts() for body, _ in fact.askings}
+    assert not [question for question, answer in replies("sft") if answer in REFUSALS and essence(question) in known]
+
+
+def test_wordings_that_no_training_file_uses_are_no_training_wordings():
+    for table in all_tables():
+        for fact in table.facts():
+            assert not {essence(body) for body, _ in fact.askings} & {essence(wording) for wording in fact.unseen}
 
 
 def test_unseen_wordings_and_later_turns_have_their_share():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from inference.sampling import SamplingParams
-from inference.scoring import Question, answer_questions, is_right, read_questions, score_report
+from inference.scoring import Question, answer_questions, is_refusal, is_right, read_questions, score_report
 from model.chat_format import ChatFormat
 from model.LMConfig import LMConfig
 from model.loading import REPO_ROOT, load_tokenizer
@@ -42,6 +42,24 @@ def test_is_right(text, answers, right):
     assert is_right(text, answers) is right
 
 
+@pytest.mark.parametrize(
+    ("text", "refusal"),
+    [
+        ("我不知道，这个我没有学过。", True),
+        ("抱歉，我不知道。", True),
+        ("I don't know. I have not learned that.", True),
+        ("I don’t know.", True),
+        ("I DO NOT KNOW", True),
+        ("法国的首都是巴黎。", False),
+        ("你知道吗？", False),
+        ("I know.", False),
+        ("", False),
+    ],
+)
+def test_is_refusal(text, refusal):
+    assert is_refusal(text) is refusal
+
+
 def line(**fields) -> str:
     record = {"conversations": [{"role": "user", "content": "1+1=?"}], "answer": "2", **fields}
     return json.dumps(record, ensure_ascii=False) + "\n"
@@ -56,6 +74,20 @@ def test_a_question_file_is_read_whole(tmp_path):
     assert second == Question(turns, ["2", "two"], "math") and second.text == "user"
 
 
+def unanswerable(**fields) -> str:
+    return (
+        json.dumps({"conversations": [{"role": "user", "content": "我叫什么？"}], "unanswerable": True, **fields})
+        + "\n"
+    )
+
+
+def test_an_unanswerable_question_has_no_answers(tmp_path):
+    path = tmp_path / "q.jsonl"
+    path.write_text(unanswerable(category="private") + line(unanswerable=False), encoding="utf-8")
+    unknown, known = read_questions(path)
+    assert unknown == Question([{"role": "user", "content": "我叫什么？"}], [], "private") and known.answers == ["2"]
+
+
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
@@ -64,6 +96,8 @@ def test_a_question_file_is_read_whole(tmp_path):
         (line(answer=None), "'answer'"),
         (line(answer=" "), "'answer'"),
         (line(answers=[2]), "'answers'"),
+        (unanswerable(answer="2"), "no 'answer'"),
+        (line(unanswerable="yes", answer=None), "'answer'"),
         (line(conversations=[]), "empty"),
         (line(conversations=[{"role": "robot", "content": "x"}]), "robot"),
         (line(conversations=[{"role": "assistant", "content": "x"}]), "'assistant'"),
@@ -85,7 +119,9 @@ def test_missing_and_empty_files_are_errors(tmp_path):
         read_questions(tmp_path / "empty.jsonl")
 
 
-@pytest.mark.parametrize("name", ["heldout", "lora_identity_heldout", "lora_medical_heldout", "reason_heldout"])
+@pytest.mark.parametrize(
+    "name", ["heldout", "unanswerable_heldout", "lora_identity_heldout", "lora_medical_heldout", "reason_heldout"]
+)
 def test_the_committed_question_files_are_readable(name):
     assert read_questions(REPO_ROOT / "dataset" / "sample" / f"{name}.jsonl")
 
@@ -103,6 +139,25 @@ def test_the_report_shows_at_most_ten_wrong_answers():
     report = score_report(questions, ["错"] * 30)
     assert report.count("👶: ") == 10 and "10 of 30" in report
     assert report.endswith("\nheld-out score: 0.0 %")
+
+
+def test_refusals_are_counted_apart():
+    """Three known facts: one right, one wrong, one refused; two unknown: one refused, one made up."""
+    known = [Question([{"role": "user", "content": f"问{i}"}], ["对"]) for i in range(3)]
+    unknown = [Question([{"role": "user", "content": "卡鲁国的首都？"}], [])] * 2
+    report = score_report(known + unknown, ["对", "错", "我不知道。", "我不知道。", "是惠灵顿。"]).splitlines()
+    assert report[-3:] == [
+        "honest refusals: 50.0 % of 2 unanswerable",
+        "known facts refused: 33.4 % of 3",
+        "held-out score: 33.3 %",
+    ]
+    assert "    -> (cannot be known)" in report and "wrong answers, 3 of 3:" in report
+    assert report[1].split() == ["2", "5", "40.0", "-"]
+
+
+def test_unanswerable_questions_alone_have_no_score():
+    unknown = [Question([{"role": "user", "content": "我叫什么？"}], [])]
+    assert score_report(unknown, ["I don't know."]).splitlines()[-1] == "honest refusals: 100.0 % of 1 unanswerable"
 
 
 def test_all_right_shows_no_wrong_answers():

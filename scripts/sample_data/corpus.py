@@ -4,18 +4,22 @@ import random
 from collections import defaultdict
 from collections.abc import Iterable
 
-from .schema import Fact
+from .schema import Fact, Relation, other_names
+from .unknown_names import unknown_names
+from .unknown_questions import HELD_OUT_KINDS, KINDS, NOT_LEARNED, NOT_LEARNED_EN
+from .wordings import essence, worded
 
-TRAINING_QUESTIONS_PER_FACT = 6
+# Wordings of a fact in the training part: of a table's fact, and of one that shares its wordings with no other.
+WORDINGS_PER_FACT = 20
+WORDINGS_PER_QUESTION = 30
+TEXTS_PER_FACT = 2  # questions with their answers in the pretraining texts
+# Names that no table knows, to ask about in a table's wordings: so many, and so many more for each of its facts.
+UNKNOWN_NAMES, UNKNOWN_NAMES_PER_FACT, HELD_OUT_NAMES = 40, 2, 5
+UNKNOWN_QUESTIONS = 1800
 # One fact in so many is also asked in a wording that no training file uses, or as the follow-up of another turn.
 UNSEEN_WORDING_EVERY = 7
 FOLLOW_UP_EVERY = 8
 PRONOUN_EVERY = 8
-
-# Put before some training questions of the tables, so that an opening nobody foresaw does not confuse the model.
-OPENINGS_ZH = ("你好，", "帮帮我：", "再问一个：")
-OPENINGS_EN = ("Hello! ", "One more question. ")
-OPENINGS_SHARE = 0.2
 
 SYSTEM_PROMPTS = (
     "你是一个友好的小助手。",
@@ -35,6 +39,10 @@ def assistant(content: str) -> dict:
 
 def turns(*facts_and_questions: tuple[Fact, str]) -> list[dict]:
     return [message for fact, question in facts_and_questions for message in (user(question), assistant(fact.answer))]
+
+
+def questions(messages: list[dict]) -> list[str]:
+    return [message["content"] for message in messages if message["role"] == "user"]
 
 
 def by_category(facts: Iterable[Fact]) -> dict[str, list[Fact]]:
@@ -74,14 +82,36 @@ def held_out_row(messages: list[dict], fact: Fact, category: str) -> dict:
     return {"conversations": messages, "answer": fact.answer_key, "category": category}
 
 
-def opened(question: str, rng: random.Random) -> str:
-    if rng.random() >= OPENINGS_SHARE:
-        return question
-    return rng.choice(OPENINGS_EN if question.isascii() else OPENINGS_ZH) + question
+class Asker:
+    """Asks in ever new wordings, never twice in the same and never in a held-out one.
+
+    Two questions count as the same if they differ only in marks, spaces and capital letters.
+    """
+
+    def __init__(self, held_out: Iterable[str], rng: random.Random):
+        self.taken = set(map(essence, held_out))
+        self.rng = rng
+
+    def ask(self, askings: tuple[tuple[str, str], ...]) -> str | None:
+        """A new question made of one of `askings`; None where twenty attempts gave none."""
+        for _ in range(20):
+            body, name = self.rng.choice(askings)
+            question = worded(body, name, self.rng)
+            if essence(body) not in self.taken and essence(question) not in self.taken and essence(question):
+                return question
+        return None
+
+    def ask_anew(self, askings: tuple[tuple[str, str], ...], count: int) -> list[str]:
+        """Up to `count` questions, all different."""
+        asked = {}
+        for _ in range(count):
+            if question := self.ask(askings):
+                asked[question] = None
+        return list(asked)
 
 
-def pretraining_texts(facts: list[Fact], rng: random.Random) -> list[str]:
-    """Every statement alone, then short passages: facts about one subject, and facts of one table."""
+def pretraining_texts(facts: list[Fact], asker: Asker, rng: random.Random) -> list[str]:
+    """Every statement alone, short passages (facts about one subject, facts of one table), questions with answers."""
     texts = [statement for fact in facts for statement in fact.statements]
 
     subjects = defaultdict(list)
@@ -99,6 +129,7 @@ def pretraining_texts(facts: list[Fact], rng: random.Random) -> list[str]:
                 size = rng.randint(3, 6)
                 texts.append(passage(shuffled[:size], rng))
                 del shuffled[:size]
+    texts += [f"{asked} {fact.answer}" for fact in facts for asked in asker.ask_anew(fact.askings, TEXTS_PER_FACT)]
     texts = list(dict.fromkeys(texts))
     rng.shuffle(texts)
     return texts
@@ -109,52 +140,141 @@ def passage(facts: list[Fact], rng: random.Random) -> str:
     return (" " if statements[0].isascii() else "").join(statements)
 
 
-def conversations(facts: list[Fact], rng: random.Random) -> tuple[list[list[dict]], list[dict]]:
-    """Training conversations and held-out rows; no held-out list of user turns occurs in the training part."""
+def held_out_questions(facts: list[Fact], rng: random.Random) -> list[dict]:
+    """Every fact in its held-out wording, some in wordings never trained, and as later turns of a conversation."""
     split = split_questions(facts)
-    training, held_out = [], []
-    for fact, (known, unknown) in split.items():
-        first, rest = known[: fact.always_trained], known[fact.always_trained :]
-        questions = first + rng.sample(rest, min(len(rest), TRAINING_QUESTIONS_PER_FACT - len(first)))
-        training += [turns((fact, opened(question, rng) if fact.follow_up else question)) for question in questions]
-        held_out.append(held_out_row([user(unknown)], fact, fact.category))
+    rows = [held_out_row([user(unknown)], fact, fact.category) for fact, (_, unknown) in split.items()]
     for i, fact in enumerate(facts):
         if i % UNSEEN_WORDING_EVERY == 0:
             wording = fact.unseen[(i // UNSEEN_WORDING_EVERY) % len(fact.unseen)]
-            held_out.append(held_out_row([user(wording)], fact, "unseen wording"))
+            rows.append(held_out_row([user(wording)], fact, "unseen wording"))
+    for asked_for, kind in ((follow_ups(facts)[1], "follow-up"), (pronouns(facts)[1], "pronoun")):
+        for others, fact, question in asked_for:
+            other = rng.choice(others)
+            messages = turns((other, rng.choice(split[other][0]))) + [user(question)]
+            rows.append(held_out_row(messages, fact, kind))
+    return rows
 
-    def ask(fact: Fact) -> tuple[Fact, str]:
-        return fact, rng.choice(split[fact][0])
 
+LaterTurn = tuple[list[Fact], Fact, str]  # facts of which one is asked first, the fact asked for then, and how
+
+
+def follow_ups(facts: list[Fact]) -> tuple[list[LaterTurn], list[LaterTurn]]:
+    """(trained, held out): 那日本的首都呢？ after a question about another fact of the table."""
+    trained, held_out = [], []
     for group in by_category(facts).values():
         for i, fact in enumerate(group):
-            if not fact.follow_up:
-                continue
-            other = rng.choice([candidate for candidate in group if candidate is not fact])
-            if i % FOLLOW_UP_EVERY == 3:
-                messages = turns(ask(other)) + [user(fact.follow_up)]
-                held_out.append(held_out_row(messages, fact, "follow-up"))
-            else:
-                training.append(turns(ask(other), (fact, fact.follow_up)))
+            if fact.follow_up:
+                others = [other for other in group if other is not fact]
+                (held_out if i % FOLLOW_UP_EVERY == 3 else trained).append((others, fact, fact.follow_up))
+    return trained, held_out
 
+
+def pronouns(facts: list[Fact]) -> tuple[list[LaterTurn], list[LaterTurn]]:
+    """(trained, held out): 它的首都是哪里？ after a question about the same subject."""
     subjects = defaultdict(list)
     for fact in facts:
         subjects[fact.subject].append(fact)
     related = [(first, fact) for group in subjects.values() for first in group for fact in group]
     related = [(first, fact) for first, fact in related if fact.pronoun and first.category != fact.category]
+    trained, held_out = [], []
     for i, (first, fact) in enumerate(related):
-        if i % PRONOUN_EVERY == 5:
-            held_out.append(held_out_row(turns(ask(first)) + [user(fact.pronoun)], fact, "pronoun"))
-        else:
-            training.append(turns(ask(first), (fact, fact.pronoun)))
+        (held_out if i % PRONOUN_EVERY == 5 else trained).append(([first], fact, fact.pronoun))
+    return trained, held_out
 
+
+def unknown_subjects(tables: list, per_table: str, rng: random.Random) -> list[tuple[Relation, str]]:
+    """(table, name): `per_table` 'held out' gives a few names a table, 'trained' many; never the same in both."""
+    known = {
+        name
+        for table in tables
+        if isinstance(table, Relation)
+        for subject, _ in table.rows
+        for name in other_names(table.category, subject)
+    }
+    taken: set[str] = set()
+    found = []
+    for wanted in ("held out", "trained"):
+        for table in tables:
+            if isinstance(table, Relation):
+                count = UNKNOWN_NAMES + UNKNOWN_NAMES_PER_FACT * len(table.rows)
+                names = unknown_names(
+                    table.category, known, HELD_OUT_NAMES if wanted == "held out" else count, taken, rng
+                )
+                if wanted == per_table:
+                    found += [(table, name) for name in names]
+    return found
+
+
+def refusal_of(table: Relation) -> str:
+    return NOT_LEARNED_EN if "(English)" in table.category else NOT_LEARNED
+
+
+def unanswerable_questions(tables: list, names_rng: random.Random, rng: random.Random) -> list[dict]:
+    """Held-out questions that nobody could answer: names never trained, and kinds of question never trained."""
+    asked = {}
+    for table, name in unknown_subjects(tables, "held out", names_rng):
+        asked[rng.choice(table.questions).format(s=name)] = f"unknown name: {table.category}"
+    for kind, wordings in HELD_OUT_KINDS:
+        for wording in wordings.split("|"):
+            asked[wording + ("?" if wording.isascii() else "？")] = f"unknown kind: {kind}"
+    return [
+        {"conversations": [user(question)], "unanswerable": True, "category": category}
+        for question, category in asked.items()
+    ]
+
+
+def refusals(tables: list, asker: Asker, names_rng: random.Random, rng: random.Random) -> list[list[dict]]:
+    """Training conversations about what the corpus does not know."""
+    rows = []
+    for table, name in unknown_subjects(tables, "trained", names_rng):
+        if question := asker.ask(table.askings(name)):
+            rows.append([user(question), assistant(refusal_of(table))])
+    unknown = [(question, kind.reply) for kind in KINDS for question in kind.questions()]
+    one_off = [pair for kind in KINDS if not kind.fills for pair in ((q, kind.reply) for q in kind.questions())]
+    for body, reply in one_off * 2 + rng.sample(unknown, UNKNOWN_QUESTIONS):
+        if question := asker.ask(((body, ""),)):
+            rows.append([user(question), assistant(reply)])
+    return rows
+
+
+def conversations(facts: list[Fact], tables: list, asker: Asker, names_rng: random.Random, rng: random.Random):
+    """Training conversations; no held-out question of a fact and no held-out name occurs in them."""
+    split = split_questions(facts)
+    training = []
+    for fact, (known, unknown) in split.items():
+        asker.taken.add(essence(unknown))
+        count = WORDINGS_PER_QUESTION if fact.always_trained else WORDINGS_PER_FACT
+        first, rest = known[: fact.always_trained], known[fact.always_trained :]
+        asked = [*first, *rng.sample(rest, min(len(rest), 6 - len(first)))]
+        asked += asker.ask_anew(fact.askings, count - len(asked))
+        training += [turns((fact, question)) for question in asked]
+    refused = refusals(tables, asker, names_rng, rng)
+    training += refused
+
+    def ask(fact: Fact) -> list[dict]:
+        return turns((fact, asker.ask(fact.askings) or rng.choice(split[fact][0])))
+
+    for others, fact, question in follow_ups(facts)[0] + pronouns(facts)[0]:
+        training.append(ask(rng.choice(others)) + turns((fact, question)))
     small_talk = [fact for fact in facts if fact.category in ("small talk", "identity")]
     for _ in range(100):
-        chosen = rng.sample(facts, rng.randint(1, 3))
-        training.append(turns(ask(rng.choice(small_talk)), *map(ask, chosen)))
+        training.append(
+            [*ask(rng.choice(small_talk)), *(m for f in rng.sample(facts, rng.randint(1, 3)) for m in ask(f))]
+        )
+    for _ in range(150):
+        first, second = rng.sample([ask(rng.choice(facts)), ask(rng.choice(facts)), rng.choice(refused)], 2)
+        training.append([*first, *second])
     for _ in range(60):
         system = {"role": "system", "content": rng.choice(SYSTEM_PROMPTS)}
-        training.append([system, *turns(ask(rng.choice(facts)))])
+        training.append([system, *(ask(rng.choice(facts)) if rng.random() < 0.7 else rng.choice(refused))])
 
-    rng.shuffle(training)
-    return training, held_out
+    answers: dict[tuple[str, ...], str] = {}  # what was asked, and then said: one question has one answer
+    kept = []
+    for messages in training:
+        asked = tuple(essence(m["content"]) for m in messages[:-1] if m["role"] != "system")
+        if answers.setdefault(asked, messages[-1]["content"]) == messages[-1]["content"]:
+            kept.append(messages)
+    unique = list({str(messages): messages for messages in kept}.values())
+    rng.shuffle(unique)
+    return unique

@@ -2,6 +2,10 @@
 
 from dataclasses import dataclass
 
+from .question_wordings import QUESTION_WORDINGS
+from .relation_wordings import ALIASES, RELATION_WORDINGS
+from .wordings import bare, essence
+
 
 @dataclass(frozen=True)
 class Fact:
@@ -13,6 +17,7 @@ class Fact:
     unseen: wordings that no training file ever uses, for any fact.
     always_trained: so many questions at the front are never held out: the bare ones, which people type first.
     pronoun: a question that names the subject only as "it"; needs an earlier turn. Empty: none.
+    askings: (bare question, name in it) to make training questions of: `questions` and more.
     """
 
     category: str
@@ -25,6 +30,21 @@ class Fact:
     always_trained: int = 0
     follow_up: str = ""
     pronoun: str = ""
+    askings: tuple[tuple[str, str], ...] = ()
+
+
+def other_names(category: str, subject: str) -> list[str]:
+    """A subject as people write it: 湖南省 and 湖南, 《红楼梦》 and 红楼梦, “大” and 大, 第一次世界大战 and 一战."""
+    names = [subject, *filter(None, ALIASES.get(subject, "").split("|"))]
+    if category.startswith("province"):
+        names.append(subject.removesuffix("省").removesuffix("市"))
+    elif category in ("author", "poet"):
+        names.append(subject.strip("《》"))
+    elif category in ("opposite", "word zh to en"):
+        names += [f"“{subject}”", f'"{subject}"', f"{subject}这个词"]
+    elif category == "opposite (English)":
+        names.append(f'"{subject}"')
+    return list(dict.fromkeys(names))
 
 
 @dataclass(frozen=True)
@@ -44,6 +64,15 @@ class Relation:
     def facts(self) -> list[Fact]:
         return [self._fact(subject, value) for subject, value in self.rows]
 
+    def askings(self, subject: str) -> tuple[tuple[str, str], ...]:
+        """All training wordings about a subject, known or not: the table's own, and more with every name it has."""
+        taken = {essence(template) for template in self.questions + self.unseen}
+        more = [line for line in RELATION_WORDINGS.get(self.category, "").split("|") if essence(line) not in taken]
+        asked = [(bare(template.format(s=subject)), subject) for template in self.questions]
+        for name in other_names(self.category, subject):
+            asked += [(line.format(s=name, do=name[:2], it=name[2:]), name) for line in more if line]
+        return tuple(asked)
+
     def _fact(self, subject: str, value: str) -> Fact:
         def fill(template: str) -> str:
             return template.format(s=subject, v=value)
@@ -58,6 +87,7 @@ class Relation:
             unseen=tuple(map(fill, self.unseen)),
             follow_up=fill(self.follow_up),
             pronoun=fill(self.pronoun),
+            askings=self.askings(subject),
         )
 
 
@@ -92,6 +122,11 @@ class Questions:
                 statements=((answer,) if self.answers_are_statements else ()) + statements,
                 always_trained=len(stems),
                 unseen=tuple(frame.format(q=stems[0]) for frame in self.unseen_frames),
+                askings=tuple((bare(stem), "") for stem in (*stems, *self._more(stems[0]))),
             )
             for stems, answer, answer_key, statements in self.rows
         ]
+
+    @staticmethod
+    def _more(stem: str) -> list[str]:
+        return list(filter(None, QUESTION_WORDINGS.get(stem, "").split("|")))
