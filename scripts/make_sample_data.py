@@ -22,12 +22,14 @@ from sample_data.corpus import (
     split_questions,
     turns,
     unanswerable_questions,
+    unknown_subjects,
     user,
 )
 from sample_data.medical import medical_facts
 from sample_data.persona import persona_facts
 from sample_data.preferences import preference_pairs
 from sample_data.reasoning import problems, reasoned
+from sample_data.schema import Relation
 from sample_data.tables import all_facts, all_tables
 from sample_data.unknown_questions import REFUSALS
 
@@ -45,9 +47,12 @@ def make_files(seed: int) -> dict[str, list[dict]]:
         # One generator per file: a change in one file leaves the others as they were.
         return random.Random(f"{seed}/{part}")
 
-    facts, tables = all_facts(), all_tables()
+    facts = all_facts()
+    unknown, unknown_heldout = unknown_subjects(
+        [table for table in all_tables() if isinstance(table, Relation)], rng("unknown names")
+    )
     heldout = held_out_questions(facts, rng("heldout"))
-    unanswerable = unanswerable_questions(tables, rng("unknown names"), rng("unanswerable"))
+    unanswerable = unanswerable_questions(unknown_heldout, rng("unanswerable"))
     dpo, dpo_heldout = preference_pairs(300, 40, rng("dpo"))
 
     reasoning = problems(700, rng("reason"))
@@ -59,7 +64,7 @@ def make_files(seed: int) -> dict[str, list[dict]]:
     persona = [row for row in persona if asked.isdisjoint(questions(row["conversations"]))]
     held_out = [row["conversations"][-1]["content"] for row in heldout + unanswerable + persona_heldout]
     held_out += [wording for fact in facts for wording in fact.unseen]
-    sft = conversations(facts, tables, Asker(held_out, rng("sft")), rng("unknown names"), rng("sft rows"))
+    sft = conversations(facts, unknown, Asker(held_out, rng("sft")), rng("sft rows"))
     trained = {question for messages in sft for question in questions(messages)}
     persona_heldout = [row for row in persona_heldout if trained.isdisjoint(questions(row["conversations"]))]
     # Every ordinary fact once and some refusals, so that the adapter learns who it is and forgets nothing else.

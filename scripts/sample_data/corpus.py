@@ -14,8 +14,10 @@ WORDINGS_PER_FACT = 20
 WORDINGS_PER_QUESTION = 30
 TEXTS_PER_FACT = 2  # questions with their answers in the pretraining texts
 # Names that no table knows, to ask about in a table's wordings: so many, and so many more for each of its facts.
-UNKNOWN_NAMES, UNKNOWN_NAMES_PER_FACT, HELD_OUT_NAMES = 40, 2, 5
-UNKNOWN_QUESTIONS = 1800
+UNKNOWN_NAMES, UNKNOWN_NAMES_PER_FACT, HELD_OUT_NAMES = 60, 3, 5
+UNKNOWN_QUESTIONS = 1500
+UNKNOWN_FOLLOW_UPS = 200
+FOLLOW_UPS = 3  # training conversations that end with the follow-up question about a fact
 # One fact in so many is also asked in a wording that no training file uses, or as the follow-up of another turn.
 UNSEEN_WORDING_EVERY = 7
 FOLLOW_UP_EVERY = 8
@@ -183,37 +185,33 @@ def pronouns(facts: list[Fact]) -> tuple[list[LaterTurn], list[LaterTurn]]:
     return trained, held_out
 
 
-def unknown_subjects(tables: list, per_table: str, rng: random.Random) -> list[tuple[Relation, str]]:
-    """(table, name): `per_table` 'held out' gives a few names a table, 'trained' many; never the same in both."""
-    known = {
-        name
-        for table in tables
-        if isinstance(table, Relation)
-        for subject, _ in table.rows
-        for name in other_names(table.category, subject)
-    }
-    taken: set[str] = set()
-    found = []
-    for wanted in ("held out", "trained"):
-        for table in tables:
-            if isinstance(table, Relation):
-                count = UNKNOWN_NAMES + UNKNOWN_NAMES_PER_FACT * len(table.rows)
-                names = unknown_names(
-                    table.category, known, HELD_OUT_NAMES if wanted == "held out" else count, taken, rng
-                )
-                if wanted == per_table:
-                    found += [(table, name) for name in names]
-    return found
+Unknown = list[tuple[Relation, str]]  # names that no table knows, each with the table whose questions it is put into
+
+
+def unknown_subjects(tables: list[Relation], rng: random.Random) -> tuple[Unknown, Unknown]:
+    """(trained, held out): many names for every table, and a few others."""
+    taken = {name for table in tables for subject, _ in table.rows for name in other_names(table.category, subject)}
+
+    def draw(table: Relation, count: int) -> Unknown:
+        subjects = [subject for subject, _ in table.rows]
+        return [(table, name) for name in unknown_names(table.category, subjects, taken, count, rng)]
+
+    held_out = [pair for table in tables for pair in draw(table, HELD_OUT_NAMES)]
+    taken |= {variant for table, name in held_out for variant in other_names(table.category, name)}
+    trained = []
+    for table in tables:
+        trained += draw(table, UNKNOWN_NAMES + UNKNOWN_NAMES_PER_FACT * len(table.rows))
+    return trained, held_out
 
 
 def refusal_of(table: Relation) -> str:
     return NOT_LEARNED_EN if "(English)" in table.category else NOT_LEARNED
 
 
-def unanswerable_questions(tables: list, names_rng: random.Random, rng: random.Random) -> list[dict]:
+def unanswerable_questions(unknown: Unknown, rng: random.Random) -> list[dict]:
     """Held-out questions that nobody could answer: names never trained, and kinds of question never trained."""
     asked = {}
-    for table, name in unknown_subjects(tables, "held out", names_rng):
+    for table, name in unknown:
         asked[rng.choice(table.questions).format(s=name)] = f"unknown name: {table.category}"
     for kind, wordings in HELD_OUT_KINDS:
         for wording in wordings.split("|"):
@@ -224,39 +222,43 @@ def unanswerable_questions(tables: list, names_rng: random.Random, rng: random.R
     ]
 
 
-def refusals(tables: list, asker: Asker, names_rng: random.Random, rng: random.Random) -> list[list[dict]]:
+def refusals(unknown: Unknown, asker: Asker, rng: random.Random) -> list[list[dict]]:
     """Training conversations about what the corpus does not know."""
     rows = []
-    for table, name in unknown_subjects(tables, "trained", names_rng):
+    for table, name in unknown:
         if question := asker.ask(table.askings(name)):
             rows.append([user(question), assistant(refusal_of(table))])
-    unknown = [(question, kind.reply) for kind in KINDS for question in kind.questions()]
-    one_off = [pair for kind in KINDS if not kind.fills for pair in ((q, kind.reply) for q in kind.questions())]
-    for body, reply in one_off * 2 + rng.sample(unknown, UNKNOWN_QUESTIONS):
+    composed = [(question, kind.reply) for kind in KINDS if kind.fills for question in kind.questions()]
+    single = [(question, kind.reply) for kind in KINDS if not kind.fills for question in kind.questions()]
+    for body, reply in single * 4 + rng.sample(composed, UNKNOWN_QUESTIONS):
         if question := asker.ask(((body, ""),)):
             rows.append([user(question), assistant(reply)])
     return rows
 
 
-def conversations(facts: list[Fact], tables: list, asker: Asker, names_rng: random.Random, rng: random.Random):
+def conversations(facts: list[Fact], unknown: Unknown, asker: Asker, rng: random.Random) -> list[list[dict]]:
     """Training conversations; no held-out question of a fact and no held-out name occurs in them."""
     split = split_questions(facts)
     training = []
-    for fact, (known, unknown) in split.items():
-        asker.taken.add(essence(unknown))
+    for fact, (known, _) in split.items():
         count = WORDINGS_PER_QUESTION if fact.always_trained else WORDINGS_PER_FACT
         first, rest = known[: fact.always_trained], known[fact.always_trained :]
         asked = [*first, *rng.sample(rest, min(len(rest), 6 - len(first)))]
         asked += asker.ask_anew(fact.askings, count - len(asked))
         training += [turns((fact, question)) for question in asked]
-    refused = refusals(tables, asker, names_rng, rng)
+    refused = refusals(unknown, asker, rng)
     training += refused
 
     def ask(fact: Fact) -> list[dict]:
         return turns((fact, asker.ask(fact.askings) or rng.choice(split[fact][0])))
 
-    for others, fact, question in follow_ups(facts)[0] + pronouns(facts)[0]:
+    for others, fact, question in (follow_ups(facts)[0] + pronouns(facts)[0]) * FOLLOW_UPS:
         training.append(ask(rng.choice(others)) + turns((fact, question)))
+    groups = by_category(facts)
+    for table, name in rng.sample(unknown, UNKNOWN_FOLLOW_UPS):
+        if table.follow_up:
+            refused_turn = [user(table.follow_up.format(s=name)), assistant(refusal_of(table))]
+            training.append(ask(rng.choice(groups[table.category])) + refused_turn)
     small_talk = [fact for fact in facts if fact.category in ("small talk", "identity")]
     for _ in range(100):
         training.append(

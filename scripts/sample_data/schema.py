@@ -33,6 +33,9 @@ class Fact:
     askings: tuple[tuple[str, str], ...] = ()
 
 
+CHINESE_SUM = str.maketrans("0123456789+", "零一二三四五六七八九加")
+
+
 def other_names(category: str, subject: str) -> list[str]:
     """A subject as people write it: 湖南省 and 湖南, 《红楼梦》 and 红楼梦, “大” and 大, 第一次世界大战 and 一战."""
     names = [subject, *filter(None, ALIASES.get(subject, "").split("|"))]
@@ -44,6 +47,8 @@ def other_names(category: str, subject: str) -> list[str]:
         names += [f"“{subject}”", f'"{subject}"', f"{subject}这个词"]
     elif category == "opposite (English)":
         names.append(f'"{subject}"')
+    elif category == "addition":
+        names += [subject.replace("+", "加"), subject.translate(CHINESE_SUM), subject.replace("+", " + ")]
     return list(dict.fromkeys(names))
 
 

@@ -103,7 +103,7 @@ def four_characters(rng: random.Random) -> str:
 def big_sum(rng: random.Random) -> str:
     high = rng.choice((99, 99, 999, 9999))
     a, b = rng.randint(11, high), rng.randint(11, high)
-    return rng.choice((f"{a}+{b}", f"{a}+{b}", f"{a}-{b}", f"{a}×{b}", f"{a}÷{b}"))
+    return f"{a}{rng.choice('++-×÷加减乘')}{b}"
 
 
 def city(rng: random.Random) -> str:
@@ -158,26 +158,41 @@ NAMES_OF = {
     "animal class": "animal",
 }  # fmt: skip
 
+NEAR_MISSES = ("country", "province", "landmark", "festival", "author", "poet", "dynasty")
+
 
 def real_names(kind: str) -> list[str]:
     names = REAL.get(kind, "")
     return names.split("|") if "|" in names else names.split()
 
 
-def unknown_names(category: str, known: set[str], count: int, taken: set[str], rng: random.Random) -> list[str]:
-    """`count` new names for the questions of a table; adds them to `taken`.
+def near_miss(subject: str, rng: random.Random) -> str:
+    """A known name with one other character: 巴莫斯坦, 《红石梦》."""
+    inside = [i for i, character in enumerate(subject) if character not in "《》省市节星"]
+    i = rng.choice(inside)
+    return subject[:i] + rng.choice(SYLLABLES + SCENES) + subject[i + 1 :]
 
-    Real ones come first in every fourth place as long as there are any; `known` are the tables' own subjects.
+
+def unknown_names(category: str, subjects: list[str], taken: set[str], count: int, rng: random.Random) -> list[str]:
+    """`count` new names for the questions of a table; none contains one of `taken`.
+
+    Of four, one is real as long as there are any, and one of eight nearly one of the table's `subjects`; the others are
+    invented.
     """
     kind = NAMES_OF.get(category, category)
-    real = [name for name in real_names(kind) if name not in known and name not in taken]
+    long_ones = [subject for subject in subjects if kind in NEAR_MISSES and len(subject) >= 3]
+    real = real_names(kind)
     rng.shuffle(real)
-    names: list[str] = []
-    for _ in range(50 * count):
+    names: dict[str, None] = {}
+    for _ in range(20 * count):
         if len(names) == count:
             break
-        name = real.pop() if real and len(names) % 4 == 3 else INVENTED[kind](rng)
-        if name not in known and name not in taken:
-            taken.add(name)
-            names.append(name)
-    return names
+        if real and len(names) % 4 == 3:
+            name = real.pop()
+        elif long_ones and len(names) % 8 == 5:
+            name = near_miss(rng.choice(long_ones), rng)
+        else:
+            name = INVENTED[kind](rng)
+        if name not in taken and not any(len(other) > 1 and other in name for other in taken):
+            names[name] = None
+    return list(names)
