@@ -2,7 +2,7 @@
 
     python eval_model.py --model_mode 1                        # the menu: automatic questions, or your own
     python eval_model.py --model_mode 1 --prompt 你好 --prompt 你是谁？ --seed 42
-    python eval_model.py --score dataset/sample/heldout.jsonl  # last line: held-out score: NN.N %
+    python eval_model.py --score dataset/sample/heldout.jsonl  # or several files; last line: held-out score: NN.N %
     python eval_model.py --lora_name lora_identity             # with what train_lora.py has made
     python eval_model.py --load 1 ./MiniMind2                  # a directory in the format of transformers
 
@@ -136,8 +136,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--prompt", action="append", metavar="TEXT", help="answer this and end; may be repeated")
     group.add_argument("--test_mode", type=int, choices=(0, 1), help="skip the menu: 0 automatic questions, 1 typing")
     group.add_argument(
-        "--score", type=non_empty, metavar="FILE", help="answer all questions of a jsonl file, and count the right ones"
-    )
+        "--score", type=non_empty, nargs="+", default=[], metavar="FILE",
+        help="answer all questions of jsonl files; count right answers, honest refusals and known facts refused",
+    )  # fmt: skip
     group.add_argument(
         "--history_cnt", "--historys", type=whole(0, 10**6), default=0,
         help="earlier turns that the model sees, a turn being a question and its answer (%(default)s)",
@@ -348,7 +349,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the program; returns its exit code: 0, 2 for a mistake in flags, files or prompts, 130 for Ctrl-C."""
     args = parse_args(argv)
     try:
-        questions = read_questions(args.score) if args.score else []
+        questions = [question for path in args.score for question in read_questions(path)]
         model, tokenizer = load(args)
         size = count_parameters(model)
         adapters = load_adapters(args, model)

@@ -305,6 +305,15 @@ def test_scoring_ends_with_the_score(run, tmp_path):
     path.write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
     code, out, _ = run("--score", str(path))
     assert code == 0 and out.splitlines()[-1] == "held-out score: 0.0 %"
+    unknown = tmp_path / "unknown.jsonl"
+    row = {"conversations": [{"role": "user", "content": "我叫什么？"}], "unanswerable": True}
+    unknown.write_text(json.dumps(row), encoding="utf-8")
+    code, out, _ = run("--score", str(path), str(unknown))
+    assert code == 0 and out.splitlines()[-3:] == [
+        "honest refusals: 0.0 % of 1 unanswerable",
+        "known facts refused: 0.0 % of 2",
+        "held-out score: 0.0 %",
+    ]
     path.write_text("{", encoding="utf-8")
     code, out, err = run("--score", str(path))
     assert code == 2 and "line 1" in err and "Traceback" not in err
