@@ -170,11 +170,11 @@ def load_weights(model: nn.Module, path: str | Path, make_with: str | None = Non
     state_dict, expected = read_state_dict(path, make_with), model.state_dict()
     if state_dict.keys() != expected.keys() or any(state_dict[name].shape != expected[name].shape for name in expected):
         raise ValueError(_difference(path, state_dict, expected))
+    check_finite(path, state_dict, make_with)  # before the comparison: NaN equals nothing
     if not torch.equal(state_dict["lm_head.weight"], state_dict["model.embed_tokens.weight"]):
         raise ValueError(
             f"{path}: lm_head.weight and model.embed_tokens.weight differ, but this model uses one matrix for both"
         )
-    check_finite(path, state_dict, make_with)
     model.load_state_dict(state_dict)
 
 
@@ -190,10 +190,16 @@ def load_tokenizer(path: str | Path = TOKENIZER_DIR) -> PreTrainedTokenizerBase:
 
     Raises:
         FileNotFoundError: there is none; names the command that makes it.
+        ValueError: it is damaged.
     """
     if not (Path(path) / "tokenizer.json").is_file():
         raise FileNotFoundError(f"{path} holds no tokenizer.json: run `python scripts/train_tokenizer.py` to make one")
-    return AutoTokenizer.from_pretrained(path, local_files_only=True)
+    try:
+        return AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except _UNREADABLE as error:
+        raise ValueError(
+            f"the tokenizer in {path} is damaged: copy it again ({type(error).__name__}: {_first_line(error)})"
+        ) from error
 
 
 def load_directory(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

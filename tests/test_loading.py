@@ -210,8 +210,11 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path):
     state = {name: tensor.clone() for name, tensor in make_model().state_dict().items()}
     state["model.layers.1.mlp.up_proj.weight"][3, 5] = float("nan")
     state["model.norm.weight"][0] = float("inf")
+    state["model.embed_tokens.weight"][7, 7] = float("nan")
+    state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    state["model.layers.0.mlp.up_proj.weight"].fill_(3e38)  # its sum overflows, and is no proof
     save_weights(state, tmp_path / "pretrain_32.pth")
-    message = "holds NaN or infinity in 2 tensors, first model.layers.1.mlp.up_proj.weight.*run `python train_pretrain"
+    message = "holds NaN or infinity in 4 tensors, first model.embed_tokens.weight.*run `python train_pretrain"
     with pytest.raises(ValueError, match=message):
         load_weights(make_model(), tmp_path / "pretrain_32.pth")
 
@@ -341,4 +344,12 @@ def test_a_damaged_directory_is_refused(tmp_path, name):
 
 def test_missing_tokenizer(tmp_path):
     with pytest.raises(FileNotFoundError, match="scripts/train_tokenizer.py"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "content"), [("tokenizer.json", "{}"), ("tokenizer_config.json", "[]")])
+def test_damaged_tokenizer(tmp_path, name, content):
+    shutil.copytree(TOKENIZER_DIR, tmp_path, dirs_exist_ok=True)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match="is damaged: copy it again"):
         load_tokenizer(tmp_path)
