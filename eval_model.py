@@ -8,24 +8,27 @@
 
 Reads `{out_dir}/{pretrain,full_sft,rlhf,reason}_{dim}[_moe].pth`, chosen by --model_mode or --weight, and adapters from
 `{out_dir}/lora/`; writes nothing. Ctrl-C stops an answer; at the prompt, Ctrl-C, Ctrl-D or an empty line ends the
-program, and `/lora NAME` changes to another of the adapters that --lora_name lists, `/lora` to none.
+program. While typing, the arrow keys edit the line and bring back earlier ones, and /help lists the commands.
 """
 
 import argparse
+import os
+import re
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from inference.generation import TextStream, stream
 from inference.sampling import PENALTIES, TEMPERATURES, SamplingParams
 from inference.scoring import answer_questions, read_questions, score_report
-from model.chat_format import ChatFormat, Message
+from inference.session import Session
+from inference.terminal import LineReader
 from model.LMConfig import ROPE_SCALING_TYPES, LMConfig
 from model.loading import MODEL_MODES, count_parameters, load_directory, load_model, load_tokenizer, weights_path
-from model.model_lora import Adapter, load_lora, lora_path, read_lora, remove_lora
+from model.model_lora import lora_path, read_lora, saved_adapters
 from training.cli import add_model_flags
 from training.flags import BriefParser, Problem, add_bool_flag, non_empty, problem, real, whole
 from training.runtime import TORCH_DTYPES, choose_device
@@ -63,6 +66,12 @@ LORA_PROMPTS = {
         "体检发现脂肪肝，饮食上怎么调整？",
     ),
 }
+
+HELP = """/lora        正在使用哪个 LoRA，有哪些可选
+/lora 名字   换成这个 LoRA；/lora none 不用
+/reset       清空历史对话（--history_cnt 大于 0 时才有）
+/exit        退出；空行、Ctrl-D 也是
+/help        这份说明"""
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -238,145 +247,144 @@ def load(args: argparse.Namespace) -> tuple[PreTrainedModel, PreTrainedTokenizer
     return model.to(device, dtype).eval(), tokenizer
 
 
-def load_adapters(args: argparse.Namespace, model: PreTrainedModel) -> dict[str, Adapter]:
-    """The adapters that --lora_name lists; the first is put into the model. Raises what reading and loading raise."""
+def open_session(args: argparse.Namespace) -> Session:
+    """The dialogue that the flags describe. Raises what loading the model, the tokenizer and the adapters raises."""
+    model, tokenizer = load(args)
+    print(f"MiniMind模型参数量: {count_parameters(model) / 1e6:.2f}M(illion)")
     adapters = {name: read_lora(lora_path(args.out_dir, name, model.config), model.config) for name in args.lora_name}
-    for adapter in reversed(adapters.values()):  # each must fit; the first one stays
-        load_lora(model, adapter)
-    return adapters
+    settings = {"history_cnt": args.history_cnt, "continue_text": _continues_text(args)}
+    return Session(model, tokenizer, args.params, **settings, adapters=adapters)
 
 
-def answer(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: list[int],
-    params: SamplingParams,
-    *,
-    streaming: bool = True,
-    show_speed: bool = True,
-) -> str:
-    """Print the continuation of a prompt (token ids), as it grows or at once, and return it. Ctrl-C ends it early."""
-    text, pieces, count, note = TextStream(tokenizer), [], 0, ""
-    start = time.perf_counter()
-    tokens = stream(model, prompt, params, tokenizer.eos_token_id)
-    try:
-        for token in tokens:
-            count += 1
-            pieces.append(text.push(token))
-            if streaming:
-                print(pieces[-1], end="", flush=True)
-        note = "" if tokens.finish_reason == "stop" else ", 已到长度上限"
-    except KeyboardInterrupt:
-        note = ", 已停止"
-    seconds = time.perf_counter() - start
-    pieces.append(text.finish())
-    print(pieces[-1] if streaming else "".join(pieces))
-    if show_speed:
-        print(f"[Speed]: {count / seconds:.1f} tokens/s ({count} tokens{note})")
-    print(flush=True)
-    return "".join(pieces)
+def answer(session: Session, question: str, *, streaming: bool = True, show_speed: bool = True) -> None:
+    """Print the answer to a question, as it grows or at once. Ctrl-C ends it early.
 
-
-def talk(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts, args: argparse.Namespace) -> int:
-    """Answer `prompts` (strings) one after the other, each with the turns before it; returns how many could not be.
-
-    The last `history_cnt` turns are kept, always as pairs of a question and its answer (upstream E5); what does not fit
-    into the context is dropped, whole turns and oldest first.
+    Raises:
+        ValueError: the question cannot be asked, see `Session.ask`.
     """
-    chat_format = ChatFormat(tokenizer)
-    context = model.config.max_position_embeddings
-    limit = context - min(args.max_new_tokens, context // 2)  # tokens of a prompt: leaves room for the answer
-    history: list[Message] = []
+    start, stopped = time.perf_counter(), False
+    reply = session.ask(question)
+    print("🤖️: ", end="", flush=True)
+    try:
+        for piece in reply:
+            if streaming:
+                print(piece, end="", flush=True)
+    except KeyboardInterrupt:
+        stopped = True
+    seconds = time.perf_counter() - start
+    print("" if streaming else reply.text)
+    if show_speed:
+        note = ", 已停止" if stopped else ", 已到长度上限" if reply.finish_reason == "length" else ""
+        print(f"[Speed]: {reply.n_tokens / seconds:.1f} tokens/s ({reply.n_tokens} tokens{note})")
+    print(flush=True)
+
+
+def talk(session: Session, questions: Iterable[str], args: argparse.Namespace) -> int:
+    """Answer questions one after the other; returns how many could not be answered."""
     failures = 0
-    for prompt in prompts:
-        messages = [*history, {"role": "user", "content": prompt}]
+    for question in questions:
         try:
-            if _continues_text(args):
-                prompt_ids = chat_format.encode_texts([prompt])[0][:-1]  # without </s>
-            else:
-                prompt_ids = chat_format.encode_prompt(messages, max_tokens=limit)
+            answer(session, question, streaming=args.stream, show_speed=args.show_speed)
         except ValueError as error:
             print(f"error: {error}\n", file=sys.stderr)
             failures += 1
-            continue
-        print("🤖️: ", end="", flush=True)
-        text = answer(model, tokenizer, prompt_ids, args.params, streaming=args.stream, show_speed=args.show_speed)
-        history = [*messages, {"role": "assistant", "content": text}]
-        history = history[max(0, len(history) - 2 * args.history_cnt) :]
     return failures
 
 
-def shown(prompts):
-    """Pass prompts on, printing each as if it had been typed."""
-    for prompt in prompts:
-        print(f"👶: {prompt}")
-        yield prompt
+def shown(questions: Iterable[str]) -> Iterator[str]:
+    """Pass questions on, printing each as if it had been typed."""
+    for question in questions:
+        print(f"👶: {question}")
+        yield question
 
 
-def typed(model: PreTrainedModel, adapters: dict[str, Adapter]):
-    """Prompts as somebody types them, until an empty line, Ctrl-D or Ctrl-C; `/lora NAME` changes the adapter."""
-    while prompt := _ask("👶: "):
-        command, *names = prompt.split() or [""]
-        if not adapters or command != "/lora":
-            yield prompt
-        elif not names:
-            remove_lora(model)
-        elif names[0] in adapters:
-            load_lora(model, adapters[names[0]])
+def typed(session: Session, out_dir: str) -> Iterator[str]:
+    """Questions as somebody types them, until /exit, an empty line, Ctrl-D or Ctrl-C; obeys the other commands."""
+    lines = LineReader()
+    while line := lines.ask("👶: "):
+        if not re.match(r"\s*/[a-z]+(\s|$)", line):  # /etc/hosts is no command
+            yield line
+            continue
+        command, *words = line.split()
+        if command == "/exit":
+            return
+        elif command == "/help":
+            print(HELP)
+        elif command == "/reset":
+            session.reset()
+            print("已清空历史对话")
+        elif command == "/lora":
+            choose_lora(session, words, out_dir)
         else:
-            print(f"没有 LoRA {names[0]!r}，可选：{', '.join(adapters)}")
+            print(f"没有命令 {command}\n{HELP}")
+
+
+def choose_lora(session: Session, words: list[str], out_dir: str) -> None:
+    """Obey `/lora [NAME | none]`, and say which adapter is in use now and which there are."""
+    config = session.model.config
+    try:
+        if words and words[0] in ("none", "None"):
+            session.use_lora(None)
+        elif words:
+            if words[0] not in session.adapters:
+                session.adapters[words[0]] = read_lora(lora_path(out_dir, words[0], config), config)
+            session.use_lora(words[0])
+    except (ValueError, OSError) as error:
+        session.adapters.pop(words[0], None)
+        print(f"error: {error}", file=sys.stderr)
+    names = sorted({*session.adapters, *saved_adapters(out_dir, config)})
+    print(f"正在使用的 LoRA：{session.lora or '无'}；可选：{'、'.join([*names, 'none'])}（/lora 名字）")
 
 
 def choose_test_mode() -> int | None:
     """Upstream's menu; asks again until the choice is 0 or 1. None when the user leaves instead."""
-    while (choice := _ask("[0] 自动测试\n[1] 手动输入\n")) is not None:
+    lines = LineReader()
+    while (choice := lines.ask("[0] 自动测试\n[1] 手动输入\n")) is not None:
         if choice.strip() in ("0", "1"):
             return int(choice)
         print(f"没有选项 {choice!r}，请输入 0 或 1")
     return None
 
 
-def _ask(question: str) -> str | None:
-    """A line of input; None at Ctrl-D, Ctrl-C or the end of a script's input."""
-    try:
-        return input(question)
-    except (EOFError, KeyboardInterrupt):
-        print()
-        return None
+def run(args: argparse.Namespace) -> int:
+    """Score or talk, as the flags say; returns the exit code. Raises ValueError and OSError for what is wrong."""
+    questions = [question for path in args.score for question in read_questions(path)]
+    session = open_session(args)
+    if questions:
+        texts = answer_questions(session.model, session.tokenizer, questions, args.params)
+        print(score_report(questions, texts))
+        return 0
+    test_mode = 0 if args.prompt else args.test_mode
+    if test_mode is None:
+        test_mode = choose_test_mode()
+    if test_mode is None:
+        return 0
+    if test_mode == 1:
+        talk(session, typed(session, args.out_dir), args)
+        return 0
+    automatic = PRETRAIN_PROMPTS if session.continue_text else LORA_PROMPTS.get(session.lora, CHAT_PROMPTS)
+    return 2 if talk(session, shown(args.prompt or automatic), args) else 0
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the program; returns its exit code: 0, 2 for a mistake in flags, files or prompts, 130 for Ctrl-C."""
     args = parse_args(argv)
     try:
-        questions = [question for path in args.score for question in read_questions(path)]
-        model, tokenizer = load(args)
-        size = count_parameters(model)
-        adapters = load_adapters(args, model)
+        code = run(args)
+        print(end="", flush=True)  # here a pipe that nobody reads is noticed
+        return code
+    except BrokenPipeError:  # nobody reads on, as in `eval_model.py | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes it once more
+        return 128 + 13  # what a program gives that SIGPIPE ends
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"MiniMind模型参数量: {size / 1e6:.2f}M(illion)")
-    try:
-        if questions:
-            texts = answer_questions(model, tokenizer, questions, args.params)
-            print(score_report(questions, texts))
-            return 0
-        test_mode = 0 if args.prompt else args.test_mode
-        if test_mode is None:
-            test_mode = choose_test_mode()
-        if test_mode is None:
-            return 0
-        chat_prompts = LORA_PROMPTS.get(next(iter(adapters), None), CHAT_PROMPTS)
-        automatic = args.prompt or (PRETRAIN_PROMPTS if _continues_text(args) else chat_prompts)
-        prompts = shown(automatic) if test_mode == 0 else typed(model, adapters)
-        failures = talk(model, tokenizer, prompts, args)
-        return 2 if failures and test_mode == 0 else 0
     except KeyboardInterrupt:
         print("\n已退出")
         return 130
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="replace")  # a Windows pipe may know no emoji
+    if sys.stdout is not None:
+        sys.stdout.reconfigure(errors="replace")  # a Windows pipe may know no emoji
     sys.exit(main())

@@ -10,6 +10,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from inference.generation import generate
 from inference.sampling import SamplingParams
-from model.chat_format import ChatFormat, Message, check_messages
+from model.chat_format import ChatFormat, Message, check_messages, check_text
 
 # What a reply says that admits ignorance; compared after `normalize`.
 REFUSALS = ("我不知道", "i don't know", "i do not know")
@@ -48,13 +49,14 @@ def read_questions(path: str | Path) -> list[Question]:
         ValueError: a line that is no question (file, line number, reason), or no questions at all.
     """
     questions = []
-    with open(path, encoding="utf-8") as file:
+    with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
-            if line.strip():
-                try:
-                    questions.append(parse_question(line))
-                except ValueError as error:
-                    raise ValueError(f"{path}, line {number}: {error}") from error
+            try:
+                text = line.decode("utf-8-sig")
+                if text.strip():
+                    questions.append(parse_question(text))
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{path}, line {number}: {error}") from error
     if not questions:
         raise ValueError(f"{path} holds no questions: one JSON object a line, with 'conversations' and 'answer'")
     return questions
@@ -67,14 +69,19 @@ def parse_question(line: str) -> Question:
         raise ValueError("the line must be an object with a list 'conversations'")
     messages = record["conversations"]
     check_messages(messages)
-    if messages[-1]["role"] != "user":
-        raise ValueError(f"the last message is of role {messages[-1]['role']!r}: the question must be a user's")
+    for message in messages:
+        check_text(message["content"] or "")
+    if messages[-1]["role"] != "user" or not messages[-1]["content"]:
+        raise ValueError(f"the last message is of role {messages[-1]['role']!r}: it must be a user's, with content")
     category = str(record.get("category", ""))
     if record.get("unanswerable", False) is True:
         if "answer" in record or "answers" in record:
             raise ValueError("an 'unanswerable' question has no 'answer' and no 'answers'")
         return Question(messages, [], category)
-    answers = [record.get("answer"), *record.get("answers", [])]
+    more = record.get("answers", [])
+    if not isinstance(more, list):
+        raise ValueError("'answers' must be a list of strings")
+    answers = [record.get("answer"), *more]
     if not all(isinstance(answer, str) and answer.strip() for answer in answers):
         raise ValueError("'answer' and all 'answers' must be strings that are not empty")
     return Question(messages, answers, category)
@@ -130,17 +137,16 @@ def answer_questions(
     questions: list[Question],
     params: SamplingParams,
     batch_size: int = 32,
-) -> list[str]:
-    """The model's answers as text, in the order of the questions.
-
-    Raises:
-        ValueError: a question that does not fit into the model's context.
-    """
+) -> list[str | None]:
+    """The model's answers as text, in the order of the questions; None for one that does not fit into its context."""
     chat_format = ChatFormat(tokenizer)
     limit = model.config.max_position_embeddings - 1
-    prompts = [chat_format.encode_prompt(question.messages, max_tokens=limit) for question in questions]
-    texts = [""] * len(questions)
-    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # neighbours need little padding
+    prompts = {}
+    for i, question in enumerate(questions):
+        with suppress(ValueError):
+            prompts[i] = chat_format.encode_prompt(question.messages, max_tokens=limit)
+    texts = [None] * len(questions)
+    by_length = sorted(prompts, key=lambda i: len(prompts[i]))  # neighbours need little padding
     for start in range(0, len(by_length), batch_size):
         batch = by_length[start : start + batch_size]
         answers = generate(model, [prompts[i] for i in batch], params, tokenizer.eos_token_id)
@@ -149,14 +155,18 @@ def answer_questions(
     return texts
 
 
-def score_report(questions: list[Question], texts: list[str], show_wrong: int = 10) -> str:
+def score_report(questions: list[Question], texts: list[str | None], show_wrong: int = 10) -> str:
     """A table by category, up to `show_wrong` wrong answers, and as the last line `held-out score: NN.N %`.
 
     That score is of the questions with answers. If any question cannot be answered, the lines before it say how many
     of these were refused honestly, and how many questions with an answer were refused too. The percentages of what is
     right are rounded down: 94.96 % is not 95.0 %; that of known facts refused is rounded up. If any reply thinks, a
     line says how many of all replies follow the format of reasoning.
+
+    A question that could not be asked (None) counts as wrong, and a line before the last says how many there are.
     """
+    not_asked = texts.count(None)
+    texts = [text or "" for text in texts]
     refused = [is_refusal(text) for text in texts]
     right = [
         is_right(text, question.answers) if question.answers else refusal
@@ -174,6 +184,8 @@ def score_report(questions: list[Question], texts: list[str], show_wrong: int = 
         lines += [f"👶: {questions[i].text}", f"🤖️: {texts[i]}", f"    -> {expected}"]
     if any("<think>" in text for text in texts):
         lines.append(f"tags obeyed: {_percent([follows_reasoning_format(text) for text in texts]):.1f} %")
+    if not_asked:
+        lines.append(f"{not_asked} of {len(texts)} questions are too long for the model's context and count as wrong")
     known = [i for i, question in enumerate(questions) if question.answers]
     unknown = [i for i, question in enumerate(questions) if not question.answers]
     if unknown:

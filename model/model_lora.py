@@ -242,6 +242,12 @@ def lora_path(out_dir: str | Path, name: str, config: LMConfig) -> Path:
     return Path(name) if is_path else weights_path(Path(out_dir) / "lora", name, config)
 
 
+def saved_adapters(out_dir: str | Path, config: LMConfig) -> list[str]:
+    """The names of the adapters in `{out_dir}/lora` for a model of this size."""
+    ending = weights_path("", "", config).name  # _512.pth
+    return sorted(path.name.removesuffix(ending) for path in Path(out_dir, "lora").glob(f"*{ending}"))
+
+
 def read_lora(path: str | Path, config: LMConfig) -> Adapter:
     """An adapter from disk: a .pth file of this project or of any MiniMind version, or a directory of peft's.
 

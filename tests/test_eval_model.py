@@ -1,15 +1,20 @@
 """eval_model.py from the outside: flags, menu, dialogue, errors; on a random model with the real tokenizer."""
 
 import builtins
+import io
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
 
 import eval_model
+from inference.generation import TextStream
 from inference.sampling import SamplingParams
+from inference.session import Session
 from model.LMConfig import LMConfig
-from model.loading import load_tokenizer, save_weights, weights_path
+from model.loading import REPO_ROOT, load_tokenizer, save_weights, weights_path
 from model.model import MiniMindForCausalLM
 
 SIZES = ["--dim", "16", "--n_layers", "1", "--device", "cpu", "--max_new_tokens", "6"]
@@ -116,12 +121,13 @@ def test_streamed_text_equals_the_text_at_once(run):
 
 def test_without_streaming_nothing_is_printed_before_the_end(model, tokenizer, capsys, monkeypatch):
     seen = []
-    monkeypatch.setattr(eval_model.TextStream, "push", lambda self, token: seen.append(capsys.readouterr().out) or "x")
+    monkeypatch.setattr(TextStream, "push", lambda self, token: seen.append(capsys.readouterr().out) or "x")
     for streaming in (False, True):
         seen.clear()
         capsys.readouterr()
-        eval_model.answer(model, tokenizer, [1, 50], SamplingParams(4, temperature=0), streaming=streaming)
-        assert "".join(seen) == ("xxx" if streaming else "")
+        session = Session(model, tokenizer, SamplingParams(4, temperature=0))
+        eval_model.answer(session, "你好", streaming=streaming)
+        assert "".join(seen) == ("🤖️: xxx" if streaming else "🤖️: ")
 
 
 def test_a_seed_makes_answers_reproducible(run):
@@ -142,40 +148,44 @@ def test_pretraining_weights_continue_raw_text(run, out_dir, tokenizer, model):
     assert answers_in(out) == [tokenizer.decode(expected, skip_special_tokens=True)]
 
 
-class Prompts:
-    """Records what talk() asks the model, and answers 答."""
+@pytest.fixture
+def prompts(monkeypatch, tokenizer) -> list[str]:
+    """What the model is asked, as text; its answer is always 答."""
+    seen = []
 
-    def __init__(self, monkeypatch, tokenizer):
-        self.texts = []
-        monkeypatch.setattr(eval_model, "answer", self)
-        self.tokenizer = tokenizer
+    class Answer:
+        finish_reason = "stop"
 
-    def __call__(self, model, tokenizer, prompt, params, **options) -> str:
-        self.texts.append(self.tokenizer.decode(prompt))
-        return "答"
+        def __init__(self, model, prompt, params, eos_token_id):
+            seen.append(tokenizer.decode(prompt))
+
+        def __iter__(self):
+            return iter(tokenizer.encode("答", add_special_tokens=False))
+
+    monkeypatch.setattr("inference.session.stream", Answer)
+    return seen
 
 
-def talk(model, tokenizer, prompts, *flags) -> int:
-    return eval_model.talk(model, tokenizer, prompts, eval_model.parse_args([*SIZES, *flags]))
+def talk(model, tokenizer, questions, *flags) -> int:
+    args = eval_model.parse_args([*SIZES, *flags])
+    return eval_model.talk(Session(model, tokenizer, args.params, history_cnt=args.history_cnt), questions, args)
 
 
 @pytest.mark.parametrize("turns", [0, 1, 2, 3])
-def test_history_counts_whole_turns(model, tokenizer, monkeypatch, turns):
+def test_history_counts_whole_turns(model, tokenizer, prompts, turns):
     """Upstream E5: an odd history_cnt began with the assistant's half of a turn."""
-    prompts = Prompts(monkeypatch, tokenizer)
     talk(model, tokenizer, list("甲乙丙丁戊"), "--history_cnt", str(turns))
     expected = "".join(f"<s>user\n{q}</s>\n<s>assistant\n答</s>\n" for q in list("甲乙丙丁")[4 - turns :])
-    assert prompts.texts[-1] == expected + "<s>user\n戊</s>\n<s>assistant\n"
+    assert prompts[-1] == expected + "<s>user\n戊</s>\n<s>assistant\n"
 
 
-def test_history_that_does_not_fit_loses_its_oldest_turns_whole(tokenizer, monkeypatch):
+def test_history_that_does_not_fit_loses_its_oldest_turns_whole(tokenizer, prompts):
     """Upstream cut the rendered text to its last characters, through the middle of the template."""
-    prompts = Prompts(monkeypatch, tokenizer)
     small = MiniMindForCausalLM(LMConfig(dim=16, n_layers=1, max_seq_len=48)).eval()
     talk(small, tokenizer, list("甲乙丙丁戊己庚辛"), "--history_cnt", "9")
-    for text in prompts.texts:
+    for text in prompts:
         assert text.startswith("<s>user\n") and text.endswith("</s>\n<s>assistant\n")
-    assert "甲" in prompts.texts[1] and "甲" not in prompts.texts[-1] and "庚" in prompts.texts[-1]
+    assert "甲" in prompts[1] and "甲" not in prompts[-1] and "庚" in prompts[-1]
 
 
 def test_a_question_that_does_not_fit_is_told_and_the_next_is_answered(tokenizer, capsys):
@@ -207,11 +217,60 @@ def test_ctrl_c_stops_the_answer_not_the_program(run, typing, monkeypatch):
                 raise token
             return token
 
-    monkeypatch.setattr(eval_model, "stream", Interrupted)
+    monkeypatch.setattr("inference.session.stream", Interrupted)
     typing("1", "问", "再问", "")
     code, out, _ = run()
     assert code == 0 and out.count("🤖️: ") == 2
     assert "(1 tokens, 已停止)" in out and "(1 tokens)" in out
+
+
+# Commands
+
+
+def test_the_commands_are_obeyed_and_said(run, typing):
+    typing("1", "/help", "/reset", "/nonsense", "/lora", "/etc/hosts 是什么？", "/exit", "你好")
+    code, out, err = run("--history_cnt", "2")
+    assert (code, err) == (0, "")
+    assert out.count("🤖️: ") == 1, "only /etc/hosts 是什么？ is a question, and after /exit comes nothing"
+    assert out.count("/lora none 不用") == 2, "/help, and for the unknown command"
+    assert "没有命令 /nonsense" in out and "已清空历史对话" in out
+    assert "正在使用的 LoRA：无；可选：none" in out
+
+
+def test_reset_forgets_the_turns(run, typing, prompts):
+    typing("1", "甲", "/reset", "乙", "丙", "")
+    run("--history_cnt", "9")
+    assert [prompt.count("<s>user") for prompt in prompts] == [1, 1, 2]
+
+
+# Input and output that end
+
+
+def test_a_reader_that_leaves_ends_the_program_quietly(out_dir):
+    """`eval_model.py ... | head -1` ended in a traceback of BrokenPipeError."""
+    command = [sys.executable, "eval_model.py", "--out_dir", str(out_dir), *SIZES, "--test_mode", "0"]
+    process = subprocess.Popen(command, cwd=REPO_ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 141
+
+
+@pytest.mark.parametrize("closed", [["stdin"], ["stdout"], ["stdin", "stdout", "stderr"]])
+def test_closed_streams_are_no_traceback(run, monkeypatch, closed):
+    """Python has None in their places: `input(): lost sys.stdin`."""
+    for name in closed:
+        monkeypatch.setattr(sys, name, None)
+    assert run()[0] == 0
+    assert run("--prompt", "你好")[0] == 0
+
+
+def test_other_encodings(run, monkeypatch):
+    """GBK text under UTF-8 is told, not a traceback; GBK output replaces what it lacks."""
+    for encoding, code in (("utf-8", 2), ("gbk", 0)):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("1\n你好\n".encode("gbk")), encoding=encoding))
+        returned, out, err = run()
+        assert returned == code and (code == 0 or "the input is not text in utf-8" in err)
+        assert ("[Speed]" in out) == (code == 0)
 
 
 # Weights and flags

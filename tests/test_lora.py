@@ -340,10 +340,10 @@ def test_eval_talks_with_an_adapter_and_changes_it_while_talking(ask):
         ask(["你好"], *flags)[1] for flags in ([], ["--lora_name", "lora_a"], ["--lora_name", "lora_b"])
     )
     assert len({base, a, b}) == 3
-    lines = ["你好", "/lora lora_b", "你好", "/lora", "你好", "/lora lora_a", "你好", "/lora lora_c", "你好"]
+    lines = ["你好", "/lora lora_b", "你好", "/lora none", "你好", "/lora lora_a", "你好", "/lora lora_c", "你好"]
     code, answers, printed = ask(lines, "--lora_name", "lora_a", "lora_b")
     assert (code, answers) == (0, [a, b, base, a, a])
-    assert "没有 LoRA 'lora_c'，可选：lora_a, lora_b" in printed
+    assert "正在使用的 LoRA：lora_a；可选：lora_a、lora_b、none" in printed
 
 
 def test_eval_takes_upstreams_none_and_a_path_and_names_what_is_missing(ask, tmp_path):

@@ -98,6 +98,12 @@ def test_an_unanswerable_question_has_no_answers(tmp_path):
         (line(answers=[2]), "'answers'"),
         (unanswerable(answer="2"), "no 'answer'"),
         (line(unanswerable="yes", answer=None), "'answer'"),
+        (line(answers=5), "'answers'"),
+        (line(conversations=["x"]), "object with role and content"),
+        (line(conversations=[{"role": "user", "content": None}]), "content"),
+        (line(conversations=[{"role": "user", "content": "\ud800"}]).replace("\ud800", "\\ud800"), "surrogate"),
+        (line(answer="x").replace('"x"', "7" * 5000), "digits"),
+        ("[" * 100_000, "recursion"),
         (line(conversations=[]), "empty"),
         (line(conversations=[{"role": "robot", "content": "x"}]), "robot"),
         (line(conversations=[{"role": "assistant", "content": "x"}]), "'assistant'"),
@@ -132,6 +138,17 @@ def test_the_report_counts_by_category_and_rounds_down():
     assert report[1].split() == ["0", "1", "0.0", "乙"] and report[2].split() == ["2", "2", "100.0", "甲"]
     assert {"👶: 问0", "🤖️: 错", "    -> 对"} <= set(report)
     assert report[-1] == "held-out score: 66.6 %"
+
+
+def test_a_question_that_is_too_long_counts_as_wrong_and_the_others_are_scored():
+    """One overlong question lost the whole score."""
+    torch.manual_seed(0)
+    model = MiniMindForCausalLM(LMConfig(dim=16, n_layers=1, n_heads=2, n_kv_heads=1, max_seq_len=32)).eval()
+    questions = [Question([{"role": "user", "content": "问" * n}], ["对"]) for n in (1, 200, 2)]
+    texts = answer_questions(model, load_tokenizer(), questions, SamplingParams(max_new_tokens=4, temperature=0))
+    assert texts[1] is None and isinstance(texts[0], str) and isinstance(texts[2], str)
+    report = score_report(questions, ["对", None, "对"])
+    assert "1 of 3 questions are too long" in report and report.endswith("held-out score: 66.6 %")
 
 
 def test_the_report_shows_at_most_ten_wrong_answers():
