@@ -274,7 +274,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add(
         "--code_share",
         type=real(0, 1),
-        default=0.0061,
+        default=0.004,
         help="Python source on top, relative to the sample (%(default)s)",
     )
     add(
