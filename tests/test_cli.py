@@ -164,9 +164,3 @@ def test_a_users_mistake_is_one_line_and_no_trace(error, capsys):
     with pytest.raises(SystemExit) as stopped, plain_errors():
         raise error
     assert stopped.value.code == 2 and capsys.readouterr().err == f"error: {error}\n"
-
-
-def test_ctrl_c_before_the_first_step(capsys):
-    with pytest.raises(SystemExit) as stopped, plain_errors():
-        raise KeyboardInterrupt
-    assert stopped.value.code == 130 and "nothing is lost" in capsys.readouterr().err

@@ -1,6 +1,5 @@
 """Two gloo processes make the run that one process makes, for every stage, and a process that dies is noticed."""
 
-import argparse
 import os
 import re
 import runpy
@@ -18,7 +17,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from toy import largest_difference, same_weights, toy_process, toy_train
+from toy import largest_difference, same_weights, toy_args, toy_process, toy_train
 
 from training.checkpoint import list_states, read_state
 from training.cli import is_installed
@@ -206,21 +205,21 @@ def test_a_process_that_dies_ends_the_others_with_the_cause(how, tmp_path):
     processes[1].communicate()
 
 
-def test_processes_do_not_meet_those_before_a_restart():
+def test_processes_do_not_meet_those_before_a_restart(tmp_path):
     """torchrun keeps one store over all restarts: rank 1, here first, finds the address of a rank 0 that is gone."""
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     with pytest.MonkeyPatch.context() as patches:
         patches.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
         patches.setenv("MASTER_PORT", str(store.port))
-        as_ranks(meet_twice, 2)
+        as_ranks(meet_twice, 2, tmp_path)
 
 
-def meet_twice(ports) -> None:
+def meet_twice(out: Path, ports) -> None:
     rank = int(os.environ["RANK"])
     with patch("training.runtime.WAIT_TIMEOUT", timedelta(seconds=60)):
         for _ in range(2):
             time.sleep(3 * (rank == 0))
-            with distributed_run(argparse.Namespace(threads=1, device="cpu", dtype="float32", seed=0)) as run:
+            with distributed_run(toy_args(out, "--threads", "1")) as run:
                 assert run.gather(rank) == [0, 1]
 
 
@@ -266,7 +265,7 @@ def run_without_dropout(out: str) -> None:
 
 def test_main_first_lets_rank_0_go_first_on_every_machine(tmp_path):
     as_ranks(enter_in_turn, 3, tmp_path)
-    order = sorted(tmp_path.iterdir(), key=lambda path: int(path.read_text()))
+    order = sorted(tmp_path.glob("rank*"), key=lambda path: int(path.read_text()))
     assert [path.name for path in order] == ["rank0", "rank2", "rank1"], "rank 2 is the first of the second machine"
 
 
@@ -274,7 +273,7 @@ def enter_in_turn(out: Path, ports) -> None:
     os.environ["MASTER_PORT"] = next(ports)
     rank = int(os.environ["RANK"])
     os.environ["LOCAL_RANK"] = str((0, 1, 0)[rank])
-    with distributed_run(argparse.Namespace(threads=1, device="cpu", dtype="float32", seed=0)) as run:
+    with distributed_run(toy_args(out / "run", "--threads", "1")) as run:
         with run.main_first():
             (out / f"rank{rank}").write_text(str(time.monotonic_ns()))
             time.sleep(0.05)

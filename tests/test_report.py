@@ -8,6 +8,7 @@ import statistics
 import sys
 import types
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -136,8 +137,7 @@ def test_a_line_cut_off_by_a_kill_and_repeated_steps(tmp_path):
 
 def test_a_log_on_a_full_disk_does_not_end_the_run(tmp_path, capsys):
     report = Report(toy_run(), toy_args(tmp_path), "log", total_steps=1)
-    report._file.close()
-    report._file = open("/dev/full", "wb", buffering=0)
+    report.path = Path("/dev/full")
     for _ in range(3):
         report.record({"step": 1, "loss": 2.0})
     assert capsys.readouterr().out.count("the log cannot be written") == 1
@@ -243,12 +243,12 @@ def test_no_tracker_by_default_and_on_other_ranks(tmp_path):
 def test_numbers_are_read_once_and_wishes_are_remembered(tmp_path):
     watch = make_watch(tmp_path)
     watch.read()
-    watch.put(numbers(stop=1.0).tolist)
+    watch.put(numbers(stop=1.0))
     assert not watch.stop
     watch.read()
     watch.read()
     assert watch.stop and not watch.save_due and watch.progress.tokens == 12
-    watch.put(numbers(save=2.0).tolist)
+    watch.put(numbers(save=2.0))
     watch.read()
     assert watch.stop and watch.save_due
 
@@ -257,13 +257,13 @@ def test_a_spike_of_ten_sigma_is_told_and_counted(tmp_path, capsys):
     watch, rng = make_watch(tmp_path), np.random.default_rng(0)
     losses = (3 + 0.1 * rng.standard_normal(200)).tolist()
     for loss in losses:
-        watch.put(numbers(loss).tolist)
+        watch.put(numbers(loss))
         watch.read()
     assert watch.progress.spikes == 0 and "spike" not in capsys.readouterr().out
     recent = [float(np.float32(loss)) for loss in losses[-128:]]
     mean, sigma = statistics.fmean(recent), statistics.pstdev(recent)
     for loss, count in ((mean + 9 * sigma, 0), (mean + 15 * sigma, 1)):
-        watch.put(numbers(loss).tolist)
+        watch.put(numbers(loss))
         watch.read()
         assert watch.progress.spikes == count
     assert "loss spike" in capsys.readouterr().out
@@ -272,7 +272,7 @@ def test_a_spike_of_ten_sigma_is_told_and_counted(tmp_path, capsys):
 def test_no_spike_is_told_before_there_is_something_to_compare_with(tmp_path):
     watch = make_watch(tmp_path)
     for loss in [3.0] * (SPIKE_MIN - 1) + [30.0]:
-        watch.put(numbers(loss).tolist)
+        watch.put(numbers(loss))
         watch.read()
     assert watch.progress.spikes == 0
 
@@ -280,10 +280,10 @@ def test_no_spike_is_told_before_there_is_something_to_compare_with(tmp_path):
 def test_five_skipped_steps_in_a_row_are_failing_four_are_not(tmp_path):
     watch = make_watch(tmp_path)
     for skipped in (1, 1, 1, 1, 0, 1, 1, 1, 1):
-        watch.put(numbers(skipped=skipped).tolist)
+        watch.put(numbers(skipped=skipped))
         watch.read()
         assert not watch.is_failing
-    watch.put(numbers(skipped=1).tolist)
+    watch.put(numbers(skipped=1))
     watch.read()
     assert watch.is_failing and watch.progress.skipped == 9
 

@@ -116,6 +116,13 @@ with runtime.stop_on_signals(run):
     assert done.returncode == 130 and done.stdout == "still here\n", done
 
 
+def test_ctrl_c_outside_of_training_is_one_line_and_no_trace(tmp_path, capsys):
+    """While data is read, in DPO's reference pass, in LoRA's evaluations before and after."""
+    with pytest.raises(SystemExit) as stopped, distributed_run(toy_args(tmp_path)):
+        raise KeyboardInterrupt
+    assert stopped.value.code == 130 and "nothing is lost" in capsys.readouterr().err
+
+
 def test_threads_flag(tmp_path):
     before = torch.get_num_threads()
     with distributed_run(toy_args(tmp_path, "--threads", "1")):

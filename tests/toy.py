@@ -47,9 +47,10 @@ def toy_model(seed: int = 0, **changes) -> MiniMindForCausalLM:
 
 def toy_args(out_dir: Path, *flags: str):
     parser = stage_parser("toy", data_path="toy", save_weight="toy")
+    size = ["--dim", "16", "--n_layers", "2"]
     defaults = ["--batch_size", "2", "--epochs", "2", "--device", "cpu", "--dtype", "float32", "--num_workers", "0"]
     quiet = ["--save_minutes", "0", "--save_interval", "0", "--eval_interval", "0", "--log_interval", "5"]
-    return parser.parse_args([*defaults, *quiet, "--out_dir", str(out_dir), *flags])
+    return parser.parse_args([*size, *defaults, *quiet, "--out_dir", str(out_dir), *flags])
 
 
 def toy_run() -> Run:

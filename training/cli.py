@@ -224,9 +224,6 @@ def plain_errors() -> Iterator[None]:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
-    except KeyboardInterrupt:
-        print("\ninterrupted before the first step: nothing was trained, nothing is lost", file=sys.stderr)
-        raise SystemExit(130) from None
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

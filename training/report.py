@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import json
 import math
+import os
 import textwrap
 import time
 import unicodedata
@@ -84,7 +85,7 @@ class Meter:
 class Report:
     """The main process's log of one run; on other ranks every method does nothing.
 
-    A log that cannot be written any more (full disk) is told once and does not end the run.
+    Nothing here ends a run: a log that cannot be written (full disk) or a tracker that fails is told once.
 
     Args: run: this process (training.runtime.Run); name: of the log files; tracker: see training/trackers.py.
     """
@@ -94,8 +95,6 @@ class Report:
         self.path = Path(args.out_dir) / "logs" / f"{name}.jsonl"
         if not self.active:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("ab", buffering=0)  # unbuffered: a kill loses no line
         # The time left stands in the log lines, once.
         shape = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps, {elapsed}"
         self._bar = tqdm(
@@ -169,10 +168,11 @@ class Report:
         if not self.active:
             return
         with self._disk_may_be_full():
-            self._file.write(json.dumps(values, ensure_ascii=False).encode() + b"\n")
+            append_line(self.path, json.dumps(values, ensure_ascii=False).encode())
         self._is_drawn = False
         if "step" in values:
-            self._tracker.log({key: value for key, value in values.items() if key != "step"}, step=values["step"])
+            with self._tracker_may_fail():
+                self._tracker.log({key: value for key, value in values.items() if key != "step"}, step=values["step"])
 
     def plot(self) -> None:
         """Draw the curves beside the log, from the log: ``out/logs/<run>.png``."""
@@ -186,8 +186,8 @@ class Report:
         if self.active:
             self._bar.close()
             self.plot()
-            self._file.close()
-            self._tracker.finish()
+            with self._tracker_may_fail():
+                self._tracker.finish()
 
     def _epoch(self, progress) -> tuple[int, int]:
         return progress.epoch + 1, self._epochs
@@ -200,6 +200,23 @@ class Report:
             if self._is_writable:
                 self.line(f"!!! the log cannot be written: {error}; the run goes on without it")
             self._is_writable = False
+
+    @contextlib.contextmanager
+    def _tracker_may_fail(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # somebody else's package, with errors of its own
+            self._tracker = NoTracker()
+            self.line(f"!!! the tracker failed ({type(error).__name__}: {error}); the run goes on without it")
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """Append a line at once, so that a kill loses none; on a new line where the last was cut off. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(0, end - 1))
+        file.write((b"" if file.read(1) in (b"", b"\n") else b"\n") + line + b"\n")
 
 
 def format_line(

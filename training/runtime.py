@@ -11,9 +11,10 @@ import random
 import signal
 import socket
 import sys
+import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -22,7 +23,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .cli import plain_errors
+from .cli import config_from, plain_errors
+from .files import check_writable, locked, run_files
+from .output import make_output_last, write_from_handler
 
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 STEP_TIMEOUT = timedelta(seconds=45)  # inside a step: then a process that hangs or vanished ends the run everywhere
@@ -53,6 +56,11 @@ class Run:
         if self.is_main:
             print(message, flush=True)
 
+    def log_error(self, message: str) -> None:
+        """The same on stderr."""
+        if self.is_main:
+            print(message, file=sys.stderr, flush=True)
+
     def autocast(self) -> torch.autocast:
         """Matrix products in ``dtype``; weights, optimizer and reductions stay float32."""
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
@@ -61,45 +69,11 @@ class Run:
         """Loss scaling for float16, whose smallest number is 6e-8; bfloat16 has float32's range and needs none."""
         return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
 
-    def pinned(self, collate: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str, Tensor]]:
-        """``collate`` with its batches in pinned memory, from where a GPU copies while the host goes on.
-
-        Pinning takes time, so let `prefetch`'s thread do it. Without a GPU there is nothing to pin for.
-        """
-        if self.device.type != "cuda":
-            return collate
-
-        def collate_pinned(ids: np.ndarray) -> dict[str, Tensor]:
-            torch.cuda.set_device(self.device)  # each thread starts on GPU 0, where rank 1 has no business
-            return {name: tensor.pin_memory() for name, tensor in collate(ids).items()}
-
-        return collate_pinned
-
     def to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Move a batch made by a `pinned` collate; nobody waits for the copy, the device takes work in order."""
-        return {name: tensor.to(self.device, non_blocking=self.device.type == "cuda") for name, tensor in batch.items()}
-
-    def stack(self, numbers: Iterable[Tensor | float]) -> Tensor:
-        """Scalar tensors and Python's numbers (K) as one tensor (K,) float32 on the device, without waiting for it.
-
-        The device fills in what Python knows; ``torch.tensor`` would make the host wait for a copy.
-        """
-        tensors = (n if isinstance(n, Tensor) else torch.full((), n, device=self.device) for n in numbers)
-        return torch.stack([tensor.detach().float() for tensor in tensors])
-
-    def fetch(self, values: Tensor) -> Callable[[], list[float]]:
-        """Start copying numbers to the host; calling the result waits for what the device had to do before, not for
-        what it was told later, as ``values.tolist()`` then would."""
-        if self.device.type != "cuda":
-            return values.tolist
-        copy, arrived = values.to("cpu", non_blocking=True), torch.cuda.Event()
-        arrived.record()
-
-        def read() -> list[float]:
-            arrived.synchronize()
-            return copy.tolist()
-
-        return read
+        """Move a batch; from pinned memory, so that the copy to a GPU overlaps with compute."""
+        if self.device.type == "cuda":
+            return {name: tensor.pin_memory().to(self.device, non_blocking=True) for name, tensor in batch.items()}
+        return {name: tensor.to(self.device) for name, tensor in batch.items()}
 
     def compile(self, model: nn.Module, use_compile: bool | None) -> nn.Module:
         """torch.compile where it pays (CUDA) or is asked for: two graphs, one for batches of a single row.
@@ -275,9 +249,13 @@ def distributed_run(args) -> Iterator[Run]:
     """Set up this process (device, precision, process group, seeds) and tear it down again.
 
     Under a launcher (torchrun, deepspeed) the environment gives RANK and WORLD_SIZE; otherwise the run is one process.
-    A process that fails says who it is, then leaves without waiting for the others: they notice within STEP_TIMEOUT.
-    Raises SystemExit for a device that is not there.
+    Inside, the files that the run will write are its own. A process that fails says who it is, then leaves without
+    waiting for the others: they notice within STEP_TIMEOUT.
+    Raises SystemExit for a device that is not there, an --out_dir that cannot be written or is another run's, Ctrl-C.
     """
+    make_output_last()
+    if {"TORCHELASTIC_RUN_ID", "CROSS_SIZE"} & os.environ.keys():
+        stop_without_launcher()
     if args.threads:
         torch.set_num_threads(args.threads)
     with plain_errors():
@@ -302,7 +280,11 @@ def distributed_run(args) -> Iterator[Run]:
         run.step_group = dist.new_group(backend=backend, timeout=STEP_TIMEOUT)
     seed_everything(args.seed, rank)
     try:
-        yield run
+        with own_files(run, args):
+            yield run
+    except KeyboardInterrupt:  # inside train() the signal asks to stop instead
+        run.log_error("\ninterrupted while nothing was being trained: nothing is lost")
+        raise SystemExit(128 + signal.SIGINT) from None
     except Exception as error:
         if world_size > 1:
             print(
@@ -318,6 +300,24 @@ def distributed_run(args) -> Iterator[Run]:
     finally:
         if world_size > 1:
             dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def own_files(run: Run, args) -> Iterator[None]:
+    """The files that ``args`` name can be written and are this run's alone; if not, SystemExit on all processes."""
+    with contextlib.ExitStack() as stack:
+        problem = None
+        if run.is_main:
+            files = run_files(args, config_from(args))
+            try:
+                check_writable(files)
+                stack.enter_context(locked(files, run.log))
+            except (OSError, ValueError) as error:
+                problem = str(error)
+        if problem := run.from_main(problem):
+            run.log_error(f"error: {problem}")
+            raise SystemExit(2)
+        yield
 
 
 def unused_store(rank: int, world_size: int) -> dist.Store:
@@ -362,12 +362,28 @@ def leave_together(run: Run) -> None:
             dist.recv(token, src=0)
 
 
+def stop_without_launcher() -> None:
+    """Ask this process to stop, as SIGTERM does, when the launcher that started it is gone: somebody killed it.
+
+    Otherwise the processes of a dead launcher would train on, unseen. Where the parent's number never changes
+    (Windows) nothing happens.
+    """
+    launcher = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="launcher watch", daemon=True).start()
+
+
 @contextlib.contextmanager
 def stop_on_signals(run: Run) -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGUSR1 ask the loop to finish its step, save and leave; a second Ctrl-C leaves at once.
+    """These signals ask the loop to finish its step, save and leave; a second Ctrl-C leaves at once.
 
-    Leaving at once is safe because files are written atomically. SIGUSR1 is what schedulers send before preemption
-    (``sbatch --signal=USR1@120``).
+    Leaving at once is safe because files are written atomically. SIGHUP: the terminal or the connection is gone; nohup
+    has it ignored, and so it stays. SIGUSR1 is what schedulers send before preemption (``sbatch --signal=USR1@120``).
     """
     asked_at = -SECOND_CTRL_C
 
@@ -377,11 +393,13 @@ def stop_on_signals(run: Run) -> Iterator[None]:
             os._exit(128 + signal.SIGINT)
         if not run.stop_signal:
             run.stop_signal, asked_at = number, time.monotonic()
-            if run.is_main:  # os.write: print may be interrupted in its middle by this handler, and refuses then
+            if run.is_main:
                 name = signal.Signals(number).name
-                os.write(2, f"\n{name}: finishing this step, then saving (Ctrl-C again: leave at once)\n".encode())
+                write_from_handler(f"\n{name}: finishing this step, then saving (Ctrl-C again: leave at once)\n")
 
-    names = [name for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]  # Windows has no SIGUSR1
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name)]  # Windows lacks two
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        names.remove("SIGHUP")
     previous = {name: signal.signal(getattr(signal, name), ask_to_stop) for name in names}
     try:
         yield

@@ -84,8 +84,15 @@ def start_tracker(run, args, name: str, run_id: str | None = None):
     """The tracker of ``--tracker`` on the main process, one that does nothing elsewhere.
 
     Args: name: of the run unless ``--wandb_run_name`` gives one; run_id: of the tracker's run to go on with, or None.
+    Raises: SystemExit, with the cause, when it cannot start.
     """
     kinds = {"wandb": Wandb, "swanlab": SwanLab, "tensorboard": TensorBoard}
     if not run.is_main or args.tracker == "none":
         return NoTracker()
-    return kinds[args.tracker](args, name, run_id)
+    try:
+        return kinds[args.tracker](args, name, run_id)
+    except Exception as error:  # somebody else's package, with errors of its own
+        raise SystemExit(
+            f"--tracker {args.tracker} does not start: {type(error).__name__}: {error}\nWithout network or account set "
+            "WANDB_MODE=offline or SWANLAB_MODE=offline; --tracker none trains without it."
+        ) from error
