@@ -19,6 +19,8 @@ from toy import damaged_copies, same_weights, toy_args, toy_model, toy_run, toy_
 from model.loading import named_tensors
 from training.checkpoint import (
     CheckpointError,
+    DifferentRunError,
+    check_shapes,
     compare,
     list_states,
     random_state,
@@ -60,6 +62,10 @@ def shapes():
     return {name: tensor.shape for name, tensor in toy_model().state_dict().items()}
 
 
+def fits(state) -> None:
+    check_shapes(state, shapes())
+
+
 # Reading
 
 
@@ -91,6 +97,7 @@ def bad_files(good: bytes, folder) -> dict[str, bytes]:
         "model of numbers": {**state, "model": {name: 1.0 for name in state["model"]}},
         "odd progress": {**state, "progress": {"place": 3}},
         "odd random": {**state, "random": ["x"]},
+        "odd identity": {**state, "identity": 5},
         "odd optimizer": {**state, "optimizer": {"state": {0: {"momentum": torch.zeros(1)}}, "param_groups": []}},
     }
     for name, value in foreign.items():
@@ -120,12 +127,12 @@ def test_no_bad_file_is_loaded_and_every_one_is_told(trained, tmp_path):
     for name, content in files.items():
         newer.write_bytes(content)
         told = []
-        state = read_newest_state(directory, shapes(), told.append)
+        state = read_newest_state(directory, fits, told.append)
         assert len(told) == 1 and newer.name in told[0] and len(told[0]) > len(str(newer)) + 30, name
         assert state["format"] == torch.load(older, weights_only=True)["format"], "the one before is used"
     assert not (tmp_path / "boom").exists(), "a file was executed"
     newer.write_bytes(good)
-    assert read_newest_state(directory, shapes(), pytest.fail)["progress"]["step"] in (7, 8)
+    assert read_newest_state(directory, fits, pytest.fail)["progress"]["step"] in (7, 8)
 
 
 def test_damage_anywhere_is_found_or_harmless(trained, tmp_path):
@@ -191,7 +198,7 @@ def test_flags_that_change_the_result_are_refused_by_name(trained, capsys):
 def test_a_refused_adapter_is_not_called_weights_to_start_from():
     directory, adapter = Path("out/checkpoints/lora/medical_512"), Path("out/lora/medical_512.pth")
     flags = {"lora_name": "medical", "seed": 1}
-    with pytest.raises(CheckpointError, match="another --lora_name than medical, which keeps out/lora") as refused:
+    with pytest.raises(DifferentRunError, match="another --lora_name than medical, which keeps out/lora") as refused:
         compare(flags, {**flags, "seed": 2}, directory, adapter)
     assert "--from_weight" not in str(refused.value)
 
@@ -201,9 +208,12 @@ def test_another_model_or_other_data_is_refused(trained, capsys):
     with pytest.raises(SystemExit):
         toy_train(out, "--resume", model=toy_model(dropout=0.2))
     assert "'dropout': 0.1" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        toy_train(out, "--resume", model=toy_model(n_layers=1, dropout=0.1))
-    assert "start without --resume" in capsys.readouterr().err, "the shapes do not fit: no usable state"
+    before = {path: path.read_bytes() for path in out.rglob("*.p*t*")}
+    for resume in ("True", "auto"):
+        with pytest.raises(SystemExit):
+            toy_train(out, "--resume", resume, model=toy_model(n_layers=1, dropout=0.1))
+        assert "'n_layers': 2" in capsys.readouterr().err, "auto does not start another model over this one"
+    assert {path: path.read_bytes() for path in out.rglob("*.p*t*")} == before
 
 
 def test_harmless_and_rounding_differences_are_told(trained, tmp_path, capsys):
@@ -336,11 +346,12 @@ def test_a_copy_is_independent_and_keeps_shared_tensors_shared():
 
 
 def test_states_are_ordered_by_their_place_in_the_data(tmp_path):
-    for epoch, batch in ((0, 9), (0, 1000), (1, 0), (1, 16)):
+    for epoch, batch in ((0, 9), (0, 1000), (1, 0), (1, 16), (9999, 8), (10000, 0)):
         write_state(tmp_path, {"progress": {"epoch": epoch, "next_batch": batch}})
+        assert list_states(tmp_path)[0] == state_path(tmp_path, {"epoch": epoch, "next_batch": batch})
     assert [path.name for path in list_states(tmp_path)] == [
-        "epoch_0001_batch_000000016.pt",
-        "epoch_0001_batch_000000000.pt",
+        "epoch_10000_batch_000000000.pt",
+        "epoch_9999_batch_000000008.pt",
     ]
 
 

@@ -4,6 +4,7 @@ pretrain -> SFT (a student, and a larger teacher) -> DPO -> LoRA -> distillation
 """
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,7 @@ class Life:
 
     out_dir: Path
     suffix: str  # of its files: '' or '_moe'
+    commands: list  # (script, flags) of every stage that was run
 
     @property
     def use_moe(self) -> bool:
@@ -61,8 +63,10 @@ def life(request, tmp_path_factory) -> Life:
         lines = (SAMPLE / file).read_text(encoding="utf-8").splitlines()
         some.write_text("\n".join(lines[:: len(lines) // rows][:rows]) + "\n", encoding="utf-8")
         sizes = f"--dim {size['dim']} --n_layers {size['n_layers']}"
-        stage.main(f"{shared} {sizes} --data_path {some} {flags}".split())
+        commands.append((stage, f"{shared} {sizes} --data_path {some} {flags}".split()))
+        stage.main(commands[-1][1])
 
+    commands = []
     run(train_pretrain, "pretrain.jsonl", 100, "--epochs 3 --learning_rate 3e-3 --accumulation_steps 1")
     run(train_full_sft, "sft.jsonl", 40, "--epochs 3 --learning_rate 3e-3")
     run(train_full_sft, "sft.jsonl", 40, "--epochs 8 --learning_rate 5e-3 --from_weight none", TEACHER)
@@ -71,7 +75,7 @@ def life(request, tmp_path_factory) -> Life:
     teacher = f"--teacher_dim 48 --teacher_n_layers 3 --teacher_use_moe {request.param}"
     run(train_distillation, "sft.jsonl", 40, f"--epochs 3 --learning_rate 3e-3 {teacher}")
     run(train_distill_reason, "reason.jsonl", 20, "--epochs 3 --learning_rate 3e-3")
-    return Life(folder / "out", "_moe" if request.param else "")
+    return Life(folder / "out", "_moe" if request.param else "", commands)
 
 
 STAGES = ["pretrain", "full_sft", "rlhf", "lora/lora_identity", "full_dist", "reason"]
@@ -121,6 +125,16 @@ def test_the_log_says_how_evenly_the_experts_are_used(life, stage):
             assert sum(shares) == pytest.approx(1, abs=1e-3)
             assert min(shares) > 0.03 and record[f"{prefix}expert_min"] > 0.01
             assert 0.8 < record[f"{prefix}expert_entropy"] <= 1  # three of four experts alone would give 0.79
+
+
+def test_no_stage_replaces_its_file_by_weights_that_exploded(life, tmp_path, monkeypatch):
+    monkeypatch.setattr("training.loop.lr_at", lambda *args: 1e5)
+    out_dir = shutil.copytree(life.out_dir, tmp_path / "out")
+    before = {path: path.read_bytes() for path in out_dir.rglob("*.pt*")}
+    for stage, flags in life.commands:
+        with pytest.raises(SystemExit, match="this run is broken"):
+            stage.main([*flags, "--out_dir", str(out_dir), "--max_steps", "2"])
+    assert {path: path.read_bytes() for path in out_dir.rglob("*.pt*")} == before
 
 
 def ask(life: Life, capsys, *flags: str) -> str:

@@ -5,6 +5,7 @@ different files: a state also holds the optimizer, the place in the data plan an
 """
 
 import random
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,10 @@ ROUNDING = {
 
 class CheckpointError(ValueError):
     """A state that cannot continue this run; the message says why and what to do."""
+
+
+class DifferentRunError(ValueError):
+    """A whole state, but of a run with other flags, data or weights."""
 
 
 @dataclass
@@ -83,16 +88,20 @@ def to_cpu(value, copies: dict | None = None):
 
 
 def state_path(directory: Path, progress: dict) -> Path:
-    """``epoch_0001_batch_000001234.pt``: sorted by name is sorted by the place in the data.
+    """``epoch_0001_batch_000001234.pt``, the place in the data.
 
-    The place is counted in micro-batches, not in steps, because a step is larger with more processes.
+    It is counted in micro-batches, not in steps, because a step is larger with more processes.
     """
     return directory / f"epoch_{progress['epoch']:04d}_batch_{progress['next_batch']:09d}.pt"
 
 
 def list_states(directory: Path) -> list[Path]:
     """The complete states of a run, newest first; unfinished temporary files have other names."""
-    return sorted(directory.glob("epoch_*_batch_*.pt"), reverse=True)
+
+    def place(path: Path) -> tuple[int, ...]:
+        return tuple(map(int, re.findall(r"\d+", path.name)))  # as numbers: epoch 10000 has more digits than the name
+
+    return sorted(directory.glob("epoch_[0-9]*_batch_[0-9]*.pt"), key=place, reverse=True)
 
 
 def write_state(directory: Path, state: dict) -> None:
@@ -119,6 +128,8 @@ def read_state(path: Path) -> dict:
         raise CheckpointError(f"incomplete, without {', '.join(sorted(missing))}")
     if problem := nonfinite({"model": state["model"], "optimizer": state["optimizer"]}):
         raise CheckpointError(f"it {problem}")
+    if not isinstance(state["identity"], dict):
+        raise CheckpointError("it does not say of which run it is")
     return state
 
 
@@ -137,12 +148,15 @@ def check_shapes(state: dict, shapes: dict[str, torch.Size]) -> None:
         raise CheckpointError("its optimizer or random generators are not those of a state")
 
 
-def read_newest_state(directory: Path, shapes: dict[str, torch.Size], log=print) -> dict | None:
-    """The newest whole state that fits, or None; a bad one is reported and the one before is tried."""
+def read_newest_state(directory: Path, check, log=print) -> dict | None:
+    """The newest whole state, or None; a bad one is reported and the one before is tried.
+
+    Args: check: looks at a state, and raises CheckpointError if it is a bad one.
+    """
     for path in list_states(directory):
         try:
             state = read_state(path)
-            check_shapes(state, shapes)
+            check(state)
             return state
         except CheckpointError as error:
             log(f"{path} is not used: {error}")
@@ -173,7 +187,7 @@ def new_run_flags(flags: dict, weights: Path) -> str:
 
 
 def compare(saved: dict, current: dict, directory: Path, weights: Path) -> list[str]:
-    """What differs between a state's run and this one, as lines to tell. Raises CheckpointError if it is too much.
+    """What differs between a state's run and this one, as lines to tell. Raises DifferentRunError if it is too much.
 
     Args: saved, current: flags, and what else decides about the result, as plain values.
     """
@@ -181,7 +195,7 @@ def compare(saved: dict, current: dict, directory: Path, weights: Path) -> list[
     lines = {name: f"{name}: {saved.get(name)!r} then, {current.get(name)!r} now" for name in differing}
     refused = [lines[name] for name in differing if name not in HARMLESS | ROUNDING]
     if refused:
-        raise CheckpointError(
+        raise DifferentRunError(
             f"{directory} belongs to a different run; continuing it with these flags would be neither run:\n  "
             + "\n  ".join(refused)
             + "\nUse that run's values; or, for a new run, leave --resume out and pass "

@@ -53,4 +53,4 @@ def load_data(run: Run, args, chat: ChatFormat, kind: str) -> Data:
         raise ValueError(
             f"{args.data_path}: no row can be trained on at --max_seq_len {args.max_seq_len}; raise it, or add data"
         )
-    return Data(train, heldout, cache.path.name)
+    return Data(train, heldout, cache.path.name.rpartition("-")[2])  # of the content: the file may be renamed

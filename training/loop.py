@@ -5,8 +5,8 @@ all ranks: every micro-batch adds the gradient of a *sum*, one all-reduce adds u
 So 8x1, 4x2 and 3+3+2 micro-batches, or one process and two, make the same update.
 
 The host never waits for the device inside a step: it reads a step's numbers while the device already works on the next.
-What can go wrong around it (signals, non-finite gradients, full disks, other processes) is in runtime.py, watch.py and
-saver.py.
+What can go wrong around it (signals, non-finite gradients, broken weights, full disks, other processes) is in
+runtime.py, watch.py, guard.py and saver.py.
 """
 
 import contextlib
@@ -25,6 +25,7 @@ from model.loading import count_parameters
 from .checkpoint import Progress, new_run_flags
 from .cli import plain_errors
 from .evaluation import Evaluation
+from .guard import WeightGuard
 from .inputs import Data
 from .optim import lr_at, make_updater
 from .report import Meter, Report
@@ -47,7 +48,7 @@ def train(
         loss_fn: (model, micro-batch) -> (loss sum, weight, metric sums); dividing by the weight gives the mean.
         weights: model -> the state dict that is saved for people (LoRA saves less than everything).
     Raises: SystemExit: with 128 + n after saving when signal n stopped the run; with a message when steps keep failing,
-        when memory does not suffice, and when the final save failed.
+        when memory does not suffice, when the weights are broken, and when the final save failed.
     """
     with stop_on_signals(run), out_of_memory_advice(args):
         budget = tokens_per_batch(args.batch_size, data.train.lengths)
@@ -56,6 +57,7 @@ def train(
         model.to(run.device).train()
         run.broadcast(model)
         memory = memory_report(run, args, model, loss_fn, data.train, budget)
+        guard = WeightGuard(run, model, data.train)
         updater = make_updater(run, args, model)
         share = run.world_size if updater.equal_shares else 1
 
@@ -65,13 +67,15 @@ def train(
             return batches[: len(batches) // share * share]
 
         progress, meter = Progress(), Meter()
-        saver = Saver(run, args, model.config, updater, progress, weights, data.fingerprint)
+        saver = Saver(run, args, model.config, updater, progress, weights, data.fingerprint, guard)
         with plain_errors():
             saver.resume()
         batches = len(plan(0))
         all_steps = count_steps(batches, args.epochs, window, progress, run.log)
         total_steps = min(all_steps, args.max_steps or all_steps)
         if progress.step >= total_steps:
+            with plain_errors():
+                saver.restore_weights()
             run.log(f"this run is already complete: {saver.weights_path}")
             return
 
@@ -103,7 +107,7 @@ def train(
             look(is_early=True)
         meter.reset()
 
-        collate, depth = run.pinned(data.train.collate), args.num_workers
+        collate, depth = data.train.collate, args.num_workers
         for micro_batches in steps_left(run, collate, plan, args.epochs, window, progress, meter, depth):
             lr = lr_at(progress.step, total_steps, args.learning_rate, args.warmup_iters, args.lr_schedule)
             place = place_in_epoch(progress, batches, window)
@@ -113,11 +117,11 @@ def train(
                 meter.names = [*run.from_main(names), "stop", "save", "grad_norm", "skipped"]
             if not names:
                 sums = torch.zeros(len(meter.names) - 4, device=run.device)
-            wishes = run.stack([float(bool(run.stop_signal)), float(saver.is_time())])
+            wishes = torch.tensor([float(bool(run.stop_signal)), float(saver.is_time())], device=run.device)
             sums, norm, skipped = updater.step(torch.cat([sums, wishes]), 1 / budget, lr)
 
             watch.read()  # the step before: its numbers have arrived, nobody waits
-            watch.put(run.fetch(torch.cat([sums, norm[None], skipped[None]])))
+            watch.put(torch.cat([sums, norm[None], skipped[None]]))
             progress.step += 1
             report.step_done()
             is_last = progress.step == total_steps
@@ -128,7 +132,7 @@ def train(
                 run.release_memory()
             if is_last or (is_due(progress.step, args.eval_interval, LOOKS) and not watch.stop):
                 look(is_early=not (is_last or is_due(progress.step, args.eval_interval)))
-            if is_last or watch.stop or watch.is_failing:
+            if is_last or watch.stop or watch.is_failing or saver.is_broken:
                 break
             if watch.save_due or is_due(progress.step, args.save_interval):
                 watch.read()
@@ -139,8 +143,9 @@ def train(
         saver.save(final=True)
         report.close()
         saver.close()
-    if not is_last:
+    if not is_last or saver.problem:
         leave_together(run)
+    saver.refuse_broken()
     if watch.is_failing:
         raise SystemExit(
             f"{MAX_BAD_STEPS} steps in a row had a non-finite gradient and changed nothing; the weights before them "
@@ -229,8 +234,8 @@ def add_gradients(
         with run.autocast():
             loss, weight, metrics = loss_fn(updater.model, batch)
         updater.backward(loss * scale)
-        values = {"loss": loss, "weight": weight, **counted, **metrics}
-        numbers = run.stack(values.values())
+        values = {"loss": loss.detach(), "weight": weight, **counted, **metrics}
+        numbers = torch.stack([torch.as_tensor(v, dtype=torch.float32, device=run.device) for v in values.values()])
         names, sums = list(values), numbers if not names else sums + numbers
         tell(names, sums)
     return names, sums

@@ -14,9 +14,12 @@ from model.loading import save_weights, weights_path
 
 from .checkpoint import (
     CheckpointError,
+    DifferentRunError,
     Progress,
+    check_shapes,
     compare,
     list_states,
+    new_run_flags,
     random_state,
     read_newest_state,
     remove_leftovers,
@@ -25,30 +28,40 @@ from .checkpoint import (
     to_cpu,
     write_state,
 )
+from .files import run_files
+from .guard import WeightGuard
 
 MAX_BAD_STEPS = 5
+MAX_REFUSED = 2  # saves in a row: the first steps of a new model may be wild
 NOT_THE_RUN = ("resume", "local_rank", "ddp")  # flags that say how a process was started, not what it computes
 
 
 class Saver:
     """Weights and states of one run. The loop waits for the copy to memory, never for the disk.
 
-    A save that fails (full disk) is told loudly and the run goes on: the files of the save before are still whole.
+    A save that fails (full disk) is told loudly and the run goes on: the files of the save before are still whole. So
+    they are when the weights are broken and not saved; after two such saves in a row the run ends (``is_broken``).
 
     Args:
         updater: gives and takes model, optimizer and loss scale (training/optim.py).
         weights: model -> the state dict saved for people.
         data_fingerprint: identifies the content of the training data.
+        guard: says whether weights are broken.
     """
 
-    def __init__(self, run, args, config, updater, progress: Progress, weights, data_fingerprint: str):
+    def __init__(
+        self, run, args, config, updater, progress: Progress, weights, data_fingerprint: str, guard: WeightGuard
+    ):
         self.run, self.args, self.updater, self.progress, self.weights = run, args, updater, progress, weights
-        self.weights_path = weights_path(args.out_dir, args.save_weight, config)
-        name = self.weights_path.relative_to(args.out_dir).with_suffix("")
-        self.directory = Path(args.out_dir) / "checkpoints" / name
-        self.run_name = f"{name.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        self.guard = guard
+        files = run_files(args, config)
+        self.weights_path, self.directory = files.weights, files.states
+        self.run_name = f"{files.weights.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
         self.tracker_id: str | None = None
         self.error: Exception | None = None  # why the last save failed
+        self.problem, self._refused = "", 0  # why the last weights were refused, and how many in a row
+        self._saved_step: int | None = None  # of the state on disk, None while none is of this run
+        self._weights_step: int | None = None  # the same for the weights
         self.identity = {
             **{name: value for name, value in vars(args).items() if is_plain(value) and name not in NOT_THE_RUN},
             "config": {name: value for name, value in config.to_dict().items() if is_plain(value)},
@@ -60,7 +73,6 @@ class Saver:
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._pending: Future | None = None
         self._last_save = time.monotonic()
-        self._fresh = True  # nothing of this run is on disk yet
 
     def is_time(self) -> bool:
         """True on the main process when ``--save_minutes`` have passed since the last save."""
@@ -73,8 +85,14 @@ class Saver:
         While the save before is still being written, this one is left out, unless it is the final one: then wait.
         """
         random_states = self.run.gather(random_state(self.run.device))
-        parts, weights = self.updater.state(), self.weights(self.updater.full_model())
+        model = self.updater.full_model()
+        parts, weights = self.updater.state(), self.weights(model)
         self._last_save = time.monotonic()
+        self.problem = self.guard.problem(model)
+        self._refused = self._refused + 1 if self.problem else 0
+        if self.problem:
+            self.run.log(f"!!! NOT SAVED at step {self.progress.step}: {self.problem}")
+            return
         if not self.run.is_main:
             return
         if self._pending and (final or self._pending.done()):
@@ -92,21 +110,37 @@ class Saver:
             copy = to_cpu({"weights": weights, "state": state})
             self._pending = self._thread.submit(self._write, copy["weights"], copy["state"])
 
+    @property
+    def is_broken(self) -> bool:
+        """True when the weights of ``MAX_REFUSED`` saves in a row were broken; the same on all ranks."""
+        return self._refused >= MAX_REFUSED
+
+    def kept(self) -> str:
+        """What is on disk now, in a sentence."""
+        if self._weights_step is None:
+            whole = self.weights_path.exists() or list_states(self.directory)
+            return f"The earlier run's {self.weights_path} is as it was." if whole else "Nothing was saved so far."
+        weights = f"{self.weights_path} holds the weights after step {self._weights_step}"
+        state = "no state" if self._saved_step is None else f"the state after step {self._saved_step}"
+        return f"{weights}, {self.directory} {state}."
+
     def _write(self, weights: dict, state: dict) -> None:
+        step = state["progress"]["step"]
         try:
-            if self._fresh:
+            if self._saved_step is None:
                 remove_leftovers(self.weights_path)
                 remove_leftovers(self.directory)
             save_weights(weights, self.weights_path)
-            if self._fresh and (previous := set_aside(self.directory)):
+            self._weights_step = step
+            if self._saved_step is None and (previous := set_aside(self.directory)):
                 self.run.log(f"{self.directory}: the states of an earlier run are now in {previous}")
             write_state(self.directory, state)
-            self._fresh, self.error = False, None
+            self._saved_step, self.error = step, None
         except (OSError, RuntimeError) as error:  # torch.save turns a full disk into RuntimeError
             self.error = error
             self.run.log(
-                f"!!! NOT SAVED at step {state['progress']['step']}: {error}\n!!! {free_space(self.weights_path)}. "
-                "The files of the save before are whole. The run goes on and tries again at the next save: make room."
+                f"!!! NOT SAVED at step {step}: {error}\n!!! {free_space(self.weights_path)}. {self.kept()} "
+                "The run goes on and tries again at the next save: make room."
             )
 
     def resume(self) -> bool:
@@ -133,7 +167,8 @@ class Saver:
             setattr(self.progress, name, value)
         if self.progress.bad_streak >= MAX_BAD_STEPS:
             self.progress.bad_streak = 0
-        self.run_name, self.tracker_id, self._fresh = state["run_name"], state["tracker_id"], False
+        self.run_name, self.tracker_id = state["run_name"], state["tracker_id"]
+        self._saved_step = self._weights_step = self.progress.step
         if self.run.rank < len(state["random"]):
             set_random_state(state["random"][self.run.rank], self.run.device)
         self.run.log(f"continuing {self.directory} after step {self.progress.step}")
@@ -143,16 +178,39 @@ class Saver:
         """The state to continue from, and why there can be none."""
         remove_leftovers(self.directory)
         remove_leftovers(self.weights_path)
-        state = read_newest_state(self.directory, self.updater.shapes, self.run.log)
+        told = []
+
+        def check(state: dict) -> None:
+            told[:] = compare(state["identity"], self.identity, self.directory, self.weights_path)
+            check_shapes(state, self.updater.shapes)
+
+        try:
+            state = read_newest_state(self.directory, check, self.run.log)
+        except DifferentRunError as error:
+            return None, str(error)
         if state is None:
             optional = self.args.resume == "auto"
             return None, None if optional else f"{self.directory}: no state to continue from; start without --resume"
-        try:
-            for line in compare(state["identity"], self.identity, self.directory, self.weights_path):
-                self.run.log(f"differs from the saved run: {line}")
-        except CheckpointError as error:
-            return None, str(error)
+        for line in told:
+            self.run.log(f"differs from the saved run: {line}")
         return state, None
+
+    def restore_weights(self) -> None:
+        """Write the weights file of a complete run again if it is gone. All ranks must call it."""
+        weights = self.weights(self.updater.full_model())
+        if self.run.is_main and not self.weights_path.exists():
+            save_weights(weights, self.weights_path)
+            self.run.log(f"{self.weights_path} was gone: written again from the state")
+
+    def refuse_broken(self) -> None:
+        """Raises SystemExit with what is left and what to do if the last weights were too broken to be saved."""
+        if not self.problem:
+            return
+        start = f" and {new_run_flags(vars(self.args), self.weights_path)}" if self._weights_step is not None else ""
+        raise SystemExit(
+            f"this run is broken: after step {self.progress.step} {self.problem}. These weights are not saved. "
+            f"{self.kept()}\nStart a new run with a --learning_rate below {self.args.learning_rate}{start}."
+        )
 
     def close(self) -> None:
         """Wait until everything is on disk. Raises SystemExit if the last save failed."""

@@ -3,7 +3,7 @@
 import contextlib
 import statistics
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ SPIKE_SIGMA, SPIKE_WINDOW, SPIKE_MIN = 10, 128, 32
 
 
 class Watch:
-    """Reads each step's numbers one step late, when they have arrived on their own: the device always has work.
+    """Reads each step's numbers one step late, when they have arrived on their own: nobody waits for the device.
 
     stop, save_due: somebody, on any rank, asked the run to stop or to save.
     """
@@ -25,18 +25,18 @@ class Watch:
     def __init__(self, meter: Meter, progress: Progress, report: Report):
         self.meter, self.progress, self.report = meter, progress, report
         self.stop = self.save_due = False
-        self._unread: Callable[[], list[float]] | None = None
+        self._unread: Tensor | None = None
         self._losses: deque[float] = deque(maxlen=SPIKE_WINDOW)
 
-    def put(self, numbers: Callable[[], list[float]]) -> None:
-        """Take the numbers of the step just made, in the order of ``meter.names``, on their way here: `Run.fetch`."""
-        self._unread = numbers
+    def put(self, values: Tensor) -> None:
+        """Take the numbers of the step just made, in the order of ``meter.names``; they stay on the device for now."""
+        self._unread = values
 
     def read(self) -> None:
         """Fetch the last numbers and act on them; nothing happens if there are none, or they were read before."""
         if self._unread is None:
             return
-        numbers, self._unread = self.meter.add(self._unread()), None
+        numbers, self._unread = self.meter.add(self._unread.tolist()), None
         progress = self.progress
         progress.tokens += int(numbers["tokens"])
         self.stop |= bool(numbers["stop"])
