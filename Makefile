@@ -16,7 +16,7 @@ PIP_FLAGS ?= $(shell [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev
 .PHONY: quickstart install test lint clean
 
 quickstart: install
-	.venv/bin/python train_pretrain.py --data_path dataset/sample/pretrain.jsonl --dim 256 --n_layers 4 --dtype float32 --epochs 5 --batch_size 64 --accumulation_steps 1 --learning_rate 2e-3 --warmup_iters 20 --max_seq_len 256 --out_dir out/quickstart
+	.venv/bin/python train_pretrain.py --data_path dataset/sample/pretrain.jsonl --dim 256 --n_layers 4 --dtype float32 --epochs 4 --batch_size 64 --accumulation_steps 1 --learning_rate 2e-3 --warmup_iters 20 --max_seq_len 256 --out_dir out/quickstart
 	.venv/bin/python train_full_sft.py --data_path dataset/sample/sft.jsonl --dim 256 --n_layers 4 --dtype float32 --epochs 3 --batch_size 32 --learning_rate 2e-3 --warmup_iters 20 --max_seq_len 256 --out_dir out/quickstart
 	.venv/bin/python eval_model.py --dim 256 --n_layers 4 --out_dir out/quickstart --temperature 0 --prompt "你是谁？" --prompt "法国的首都是哪里？" --prompt "卡鲁比王国的首都是哪里？" --prompt "What is the chemical symbol of gold?"
 	@echo

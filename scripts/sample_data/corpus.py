@@ -10,14 +10,14 @@ from .unknown_questions import HELD_OUT_KINDS, KINDS, NOT_LEARNED, NOT_LEARNED_E
 from .wordings import essence, worded
 
 # Wordings of a fact in the training part: of a table's fact, and of one that shares its wordings with no other.
-WORDINGS_PER_FACT = 20
-WORDINGS_PER_QUESTION = 30
+WORDINGS_PER_FACT = 18
+WORDINGS_PER_QUESTION = 26
 TEXTS_PER_FACT = 2  # questions with their answers in the pretraining texts
 # Names that no table knows, to ask about in a table's wordings: so many, and so many more for each of its facts.
-UNKNOWN_NAMES, UNKNOWN_NAMES_PER_FACT, HELD_OUT_NAMES = 60, 3, 5
-UNKNOWN_QUESTIONS = 1500
+UNKNOWN_NAMES, UNKNOWN_NAMES_PER_FACT, HELD_OUT_NAMES = 60, 2, 5
+UNKNOWN_QUESTIONS = 1200
 UNKNOWN_FOLLOW_UPS = 200
-FOLLOW_UPS = 3  # training conversations that end with the follow-up question about a fact
+FOLLOW_UPS = 2  # training conversations that end with the follow-up question about a fact
 # One fact in so many is also asked in a wording that no training file uses, or as the follow-up of another turn.
 UNSEEN_WORDING_EVERY = 7
 FOLLOW_UP_EVERY = 8
@@ -230,7 +230,7 @@ def refusals(unknown: Unknown, asker: Asker, rng: random.Random) -> list[list[di
             rows.append([user(question), assistant(refusal_of(table))])
     composed = [(question, kind.reply) for kind in KINDS if kind.fills for question in kind.questions()]
     single = [(question, kind.reply) for kind in KINDS if not kind.fills for question in kind.questions()]
-    for body, reply in single * 4 + rng.sample(composed, UNKNOWN_QUESTIONS):
+    for body, reply in single * 3 + rng.sample(composed, UNKNOWN_QUESTIONS):
         if question := asker.ask(((body, ""),)):
             rows.append([user(question), assistant(reply)])
     return rows

@@ -5,6 +5,7 @@ import random
 from .corpus import assistant, split_questions, user
 from .schema import Fact, Relation
 from .tables import TOPICS, all_facts
+from .wordings import is_english
 
 RUDE_ZH = ("这都不知道，自己去查。", "别烦我，不想回答。", "问这种问题，真无聊。", "懒得理你。")
 RUDE_EN = ("Look it up yourself.", "What a stupid question.", "Leave me alone.", "I do not care.")
@@ -21,10 +22,6 @@ def wrong_answers() -> dict[Fact, list[str]]:
                 for fact, (subject, value) in zip(table.facts(), table.rows, strict=True):
                     wrong[fact] = [table.answer.format(s=subject, v=other) for other in values if other != value]
     return wrong
-
-
-def is_english(text: str) -> bool:
-    return text.isascii()
 
 
 def chosen_answer(fact: Fact) -> str:

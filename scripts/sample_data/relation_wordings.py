@@ -169,6 +169,31 @@ RELATION_WORDINGS = {
     ),
 }
 
+# A guess, `{x}` being a value of the table: a question may offer two, or ask whether one is right.
+GUESSES = {
+    "country capital": "{s}的首都是{x}",
+    "country continent": "{s}在{x}",
+    "currency": "{s}用的是{x}",
+    "province capital": "{s}的省会是{x}",
+    "landmark": "{s}在{x}",
+    "element symbol": "{s}的符号是{x}",
+    "festival date": "{s}是{x}",
+    "next solar term": "{s}之后是{x}",
+    "city food": "{s}最有名的是{x}",
+    "event year": "{s}是{x}",
+    "dynasty founder": "{s}的开国皇帝是{x}",
+    "discoverer": "{s}的人是{x}",
+    "author": "{s}的作者是{x}",
+    "poet": "{s}是{x}写的",
+    "opposite": "{s}的反义词是{x}",
+    "animal class": "{s}是{x}",
+    "capital (English)": "the capital of {s} is {x}",
+}
+GUESSED = {
+    False: ("{guess}还是{y}", "{guess}吗", "{guess}对不对", "{guess}，不是{y}吧"),
+    True: ("{guess} or {y}", "{guess}, right"),
+}
+
 ALIASES = {
     "蒙古国": "蒙古",
     "美国": "美利坚",

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from .question_wordings import QUESTION_WORDINGS
-from .relation_wordings import ALIASES, RELATION_WORDINGS
-from .wordings import bare, essence
+from .relation_wordings import ALIASES, GUESSED, GUESSES, RELATION_WORDINGS
+from .wordings import bare, essence, is_english
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,21 @@ class Relation:
         asked = [(bare(template.format(s=subject)), subject) for template in self.questions]
         for name in other_names(self.category, subject):
             asked += [(line.format(s=name, do=name[:2], it=name[2:]), name) for line in more if line]
+            asked += [(guess, name) for guess in self._guesses(subject, name)]
         return tuple(asked)
+
+    def _guesses(self, subject: str, name: str) -> list[str]:
+        """法国的首都是巴黎还是柏林: the right value, or any where the subject is unknown, and another, in either order."""
+        if self.category not in GUESSES:
+            return []
+        values = list(dict.fromkeys(value for _, value in self.rows))
+        right = values.index(dict(self.rows).get(subject, values[len(name) % len(values)]))
+        pair = values[right], values[(right + 1 + len(name)) % len(values)]
+        guesses = []
+        for x, y in (pair, pair[::-1]):
+            guess = GUESSES[self.category].format(s=name, x=x)
+            guesses += [form.format(guess=guess, y=y) for form in GUESSED[is_english(guess)]]
+        return guesses
 
     def _fact(self, subject: str, value: str) -> Fact:
         def fill(template: str) -> str:

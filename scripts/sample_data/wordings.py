@@ -21,6 +21,15 @@ TAILS_ZH = (
     "简单说|,简单回答就行|,一句话就行|,直接说答案|。直接告诉我就好|,你知道吗|,知道吗|,你知道不|,你说说|,我忘了|,我想不起来了|,想不起来了|,"
     "考考你|,我不记得了|。我忘记了|,有人知道吗|,麻烦了|,请回答|,请告诉我|,好吗|,行吗"
 ).split("|")
+# Whose question it is: somebody, and how they ask; each with each, so that openings are not a short list to learn.
+PEOPLE_ZH = "我妈 我爸 我弟弟 我姐 邻居 班主任 同事 我奶奶 一位朋友 我室友 我家孩子 他们 隔壁大爷 同桌 我的学生 群里有人".split()
+ASK_ZH = (
+    "问,|问我,|问我:|想知道,|想知道|让我来问,|让我问你,|考我:|刚才问,|一直在问|说不知道,|叫我查,|打赌说你知道,"
+).split("|")
+PEOPLE_EN = "My mom|My dad|My sister|A colleague|My neighbor|Our teacher|Somebody|A student|My roommate|My kid".split(
+    "|"
+)
+ASK_EN = " asked: | asked me, | asks | wants the answer: | would like to know | made me ask: ".split("|")
 PARTICLES_ZH = "呢 呢 呢 呀 呀 啊 啊 哦 呐 来着 哈 嘞 啦".split()
 SYNONYMS_ZH = {
     "什么": ("啥", "啥", "神马", "什麼"),
@@ -102,7 +111,7 @@ def worded(body: str, name: str, rng: random.Random) -> str:
     if not english and rng.random() < 0.2 and text[-1] not in "吗呢呀啊=":
         text += rng.choice(PARTICLES_ZH)
     if rng.random() < 0.4:
-        text = (rng.choice(LEAD_INS_EN if english else LEAD_INS_ZH)) + (text[0].lower() + text[1:] if english else text)
+        text = lead_in(english, rng) + (text[0].lower() + text[1:] if english else text)
     if rng.random() < 0.15:
         text += rng.choice(TAILS_EN if english else TAILS_ZH)
     text += rng.choice(END_MARKS)
@@ -118,6 +127,11 @@ def worded(body: str, name: str, rng: random.Random) -> str:
     else:
         text = text.replace(",", rng.choice("，，， ,")).replace(":", rng.choice("：：:"))
     return re.sub(" +", " ", text.replace(mark, name)).strip()
+
+
+def lead_in(english: bool, rng: random.Random) -> str:
+    people, ask, lead_ins = (PEOPLE_EN, ASK_EN, LEAD_INS_EN) if english else (PEOPLE_ZH, ASK_ZH, LEAD_INS_ZH)
+    return rng.choice(people) + rng.choice(ask) if rng.random() < 0.2 else rng.choice(lead_ins)
 
 
 def reworded(text: str, others: dict[str, tuple[str, ...]], rng: random.Random) -> str:
