@@ -262,11 +262,20 @@ def test_a_spike_of_ten_sigma_is_told_and_counted(tmp_path, capsys):
     assert watch.progress.spikes == 0 and "spike" not in capsys.readouterr().out
     recent = [float(np.float32(loss)) for loss in losses[-128:]]
     mean, sigma = statistics.fmean(recent), statistics.pstdev(recent)
-    for loss, count in ((mean + 9 * sigma, 0), (mean + 15 * sigma, 1)):
+    for loss, count in ((mean + 8 * sigma, 0), (mean + 15 * sigma, 1)):
         watch.put(numbers(loss))
         watch.read()
         assert watch.progress.spikes == count
     assert "loss spike" in capsys.readouterr().out
+
+
+def test_outliers_do_not_hide_each_other(tmp_path):
+    """With mean and standard deviation, three in the window made the next ones look ordinary."""
+    watch, rng = make_watch(tmp_path), np.random.default_rng(0)
+    for step, loss in enumerate(3 + 0.1 * rng.standard_normal(160)):
+        watch.put(numbers(20.0 if step >= 100 and step % 10 == 0 else loss))
+        watch.read()
+    assert watch.progress.spikes == 6
 
 
 def test_no_spike_is_told_before_there_is_something_to_compare_with(tmp_path):

@@ -55,15 +55,20 @@ class Watch:
         return self.progress.bad_streak >= MAX_BAD_STEPS
 
     def _look_for_spike(self, loss: float) -> None:
-        """Tell of a loss more than 10 standard deviations above the mean of up to 128 steps before."""
+        """Tell of a loss far above those of up to 128 steps before.
+
+        Median and MAD, which for normal noise is sigma / 1.4826: three outliers in the window would raise a standard
+        deviation so far that the fourth is not seen.
+        """
         if len(self._losses) >= SPIKE_MIN:
-            mean, sigma = statistics.fmean(self._losses), statistics.pstdev(self._losses)
-            if loss > mean + SPIKE_SIGMA * max(sigma, 1e-4):
+            median = statistics.median(self._losses)
+            sigma = 1.4826 * statistics.median(abs(other - median) for other in self._losses)
+            if loss > median + SPIKE_SIGMA * max(sigma, 1e-4):
                 self.progress.spikes += 1
                 self.report.line(
                     f"step {self.progress.step}: loss spike, {loss:.3f} is more than {SPIKE_SIGMA} standard deviations "
-                    f"above the {mean:.3f} of the last {len(self._losses)} steps ({self.progress.spikes} so far); "
-                    "if the loss does not come back within some hundred steps, lower --learning_rate"
+                    f"above {median:.3f}, the median of {len(self._losses)} steps ({self.progress.spikes} so far); if "
+                    "the loss does not come back within some hundred steps, lower --learning_rate"
                 )
         self._losses.append(loss)
 
