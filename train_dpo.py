@@ -137,7 +137,7 @@ def main(argv=None):
             tokenizer = load_tokenizer()
             model = starting_model(args, config_from(args, vocab_size=len(tokenizer)))
             data = load_data(run, args, ChatFormat(tokenizer), kind="preference")
-        reference = reference_logprobs(run, args, model, data)
+            reference = reference_logprobs(run, args, model, data)
         train(run, args, model, data, make_loss(args, reference), Evaluation(data.heldout, tokenizer, QUESTIONS))
 
 

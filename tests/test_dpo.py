@@ -307,3 +307,28 @@ def test_impossible_flags_are_refused(flags, message, capsys):
     with pytest.raises(SystemExit):
         train_dpo.parse_args(flags)
     assert message in capsys.readouterr().err
+
+
+def test_a_full_disk_is_found_before_the_reference_pass_and_loses_none(pairs, tmp_path, monkeypatch):
+    run, args = setting(tmp_path)
+    data, model = Data(*pairs.split(0.4, seed=0), "data"), small_model()
+    table = reference_logprobs(run, args, model, data)
+    full = OSError(28, "No space left on device")
+
+    def saves(*outcomes):
+        effects = iter(outcomes)
+
+        def save(value, path):
+            if error := next(effects):
+                raise error
+            path.write_bytes(b"")
+
+        return save
+
+    other = Data(data.train, data.heldout, "other data")
+    monkeypatch.setattr("training.reference.atomic_save", saves(None, full))
+    assert torch.equal(reference_logprobs(run, args, model, other), table), "it was full only at the end"
+    monkeypatch.setattr("training.reference.atomic_save", saves(full))
+    monkeypatch.setattr("training.reference.fill_logprobs", lambda *args: pytest.fail("worked for nothing"))
+    with pytest.raises(OSError, match="No space left on device. Make room, or point --cache_dir elsewhere"):
+        reference_logprobs(run, args, model, other)

@@ -32,6 +32,7 @@ def reference_logprobs(run: Run, args, model: nn.Module, data: Data) -> Tensor:
     Kept in ``{cache_dir}/reference-{key}.pt``; the key is a hash of the weights, the data, the pairs that
     ``--max_seq_len`` leaves and the precision, so it is never stale. The ranks share the work.
     Returns: (P, 2) float32, chosen and rejected, indexed by a pair's number in the file; zeros for pairs left out.
+    Raises: OSError when there is no room for it: before the work, which may take an hour.
     """
     identity = f"{fingerprint(model)} {data.fingerprint} {args.max_seq_len} {run.dtype}"
     path = Path(args.cache_dir) / f"reference-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.pt"
@@ -41,14 +42,30 @@ def reference_logprobs(run: Run, args, model: nn.Module, data: Data) -> Tensor:
     if run.from_main(cached is not None):
         return run.sum_over_ranks(table if cached is None else cached.to(run.device))
 
+    if problem := run.from_main(_why_no_room(path, table) if run.is_main else None):
+        raise OSError(problem)
     model.to(run.device).eval()
     for part in units:
         fill_logprobs(run, model, part, table)
     table = run.sum_over_ranks(table)
     if run.is_main:
-        atomic_save(table.cpu(), path)
         run.log(f"参考模型: 已计算 {sum(map(len, units))} 对回答的对数概率, 缓存于 {path}")
+        try:
+            atomic_save(table.cpu(), path)
+        except (OSError, RuntimeError) as error:  # torch.save turns a full disk into RuntimeError
+            run.log(f"!!! {path} could not be written: {error}; the next run computes it again")
     return table
+
+
+def _why_no_room(path: Path, table: Tensor) -> str | None:
+    """Try to write a table as large as this one; why it failed, or None."""
+    trial = path.with_suffix(".trial")
+    try:
+        atomic_save(table.cpu(), trial)
+    except (OSError, RuntimeError) as error:
+        return f"cannot write to {path.parent}: {error}. Make room, or point --cache_dir elsewhere"
+    trial.unlink()
+    return None
 
 
 @torch.no_grad()
