@@ -38,6 +38,7 @@ from training.losses import next_token_loss
 from training.runtime import distributed_run
 
 QUESTIONS = ["你好，请介绍一下自己。", "你是谁？", "世界上最高的山峰是什么？"]
+FEW = 30  # held-out rows below which a difference may be chance
 
 
 def parse_args(argv=None):
@@ -121,7 +122,11 @@ def main(argv=None):
               weights=lora_state_dict)  # fmt: skip
         for name, part in parts.items():
             after = heldout_loss(part)
-            run.log(f"{name}: {before[name]:.4f} before, {after:.4f} after ({after / before[name] - 1:+.1%})")
+            remark = f", too few to tell much: raise --heldout_share {args.heldout_share}" if len(part) < FEW else ""
+            run.log(
+                f"{name}: {before[name]:.4f} before, {after:.4f} after, {after - before[name]:+.4f} nats per token "
+                f"({len(part)} rows{remark})"
+            )
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Names, places, strict loading and atomic saving of weight files."""
 
+import contextlib
 import os
 import pickle
 import struct
@@ -162,11 +163,13 @@ def load_weights(model: nn.Module, path: str | Path, make_with: str | None = Non
         make_with: the command that makes the file, for the error message; derived from the file's name by default.
 
     Raises:
-        FileNotFoundError: the file is missing; names the command that makes it.
+        FileNotFoundError: the file is missing; names the command that makes it, and files of the same stage nearby.
         ValueError: the file is damaged, holds something else than tensors, or a model of another size.
     """
     path = Path(path)
     make_with = make_with or _make_command(path, model.config)
+    if not path.is_file() and (others := _of_other_sizes(path, model.config)):
+        raise FileNotFoundError(f"{path} not found, but\n  {others}" + (f"\nor run `{make_with}`" if make_with else ""))
     state_dict, expected = read_state_dict(path, make_with), model.state_dict()
     if state_dict.keys() != expected.keys() or any(state_dict[name].shape != expected[name].shape for name in expected):
         raise ValueError(_difference(path, state_dict, expected))
@@ -257,6 +260,18 @@ def _make_command(path: Path, config: LMConfig) -> str | None:
     if path.parent != Path("out"):
         flags += f" --out_dir {path.parent}"
     return f"python {STAGE_SCRIPTS[stage]}{flags}"
+
+
+def _of_other_sizes(path: Path, config: LMConfig) -> str:
+    """The same stage's files of other sizes in the directory of `path` and right below it, with the flags they need."""
+    stage = path.name.removesuffix(weights_path("", "", config).name)  # full_sft_512.pth -> full_sft
+    found = []
+    for file in sorted({*path.parent.glob(f"{stage}_*.pth"), *path.parent.glob(f"*/{stage}_*.pth")}):
+        with contextlib.suppress(ValueError):  # a damaged one helps nobody
+            if sizes := _describe(read_state_dict(file, make_with=None)):
+                flags = f"--dim {sizes['dim']} --n_layers {sizes['n_layers']}" + " --use_moe" * sizes["use_moe"]
+                found.append(f"{file.parent} holds {file.name}: pass {flags} --out_dir {file.parent}")
+    return "\n  ".join(found)
 
 
 def read_state_dict(path: Path, make_with: str | None) -> dict[str, torch.Tensor]:

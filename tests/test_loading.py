@@ -119,11 +119,26 @@ def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
         ("reason_32.pth", "python train_distill_reason.py --dim 32 --n_layers 2"),
     ],
 )
-def test_missing_file_names_the_command_that_makes_it(tmp_path, name, command):
+def test_missing_file_names_the_command_that_makes_it(tmp_path, name, command, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match=f"{name} not found: run `{command} --out_dir {tmp_path}` first"):
         load_weights(make_model(), tmp_path / name)
     with pytest.raises(FileNotFoundError, match=f"{name} not found: run `{command}` first"):
         load_weights(make_model(), Path("out") / name)  # the default directory needs no flag
+
+
+@pytest.mark.parametrize("folder", ["", "quickstart"])
+def test_missing_file_names_those_of_other_sizes_that_are_there(tmp_path, folder):
+    """After `make quickstart`, `python train_dpo.py` asked for a model of the default size and its data, 1.6 GB."""
+    save_weights(make_model().state_dict(), tmp_path / folder / "full_sft_32.pth")
+    save_weights(make_model(use_moe=True).state_dict(), tmp_path / folder / "full_sft_32_moe.pth")
+    (tmp_path / folder / "full_sft_99.pth").write_bytes(b"damaged")
+    with pytest.raises(FileNotFoundError) as error:
+        load_weights(make_model(dim=64), tmp_path / "full_sft_64.pth")
+    where = tmp_path / folder
+    assert f"{where} holds full_sft_32.pth: pass --dim 32 --n_layers 2 --out_dir {where}\n" in str(error.value)
+    assert f"pass --dim 32 --n_layers 2 --use_moe --out_dir {where}" in str(error.value)
+    assert f"or run `python train_full_sft.py --dim 64 --n_layers 2 --out_dir {tmp_path}`" in str(error.value)
 
 
 def test_missing_moe_file_and_explicit_command(tmp_path):

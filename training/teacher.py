@@ -24,7 +24,11 @@ def load_teacher(args, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     if args.teacher_path is None:
         size = {"dim": args.teacher_dim, "n_layers": args.teacher_n_layers, "use_moe": args.teacher_use_moe}
         weights = Namespace(**{**vars(args), "from_weight": args.from_teacher_weight})
-        return starting_model(weights, config_from(args, **size, vocab_size=len(tokenizer)))
+        try:
+            return starting_model(weights, config_from(args, **size, vocab_size=len(tokenizer)))
+        except (FileNotFoundError, ValueError) as error:
+            flags = "--teacher_dim, --teacher_n_layers and --teacher_use_moe give the teacher's size"
+            raise type(error)(f"the teacher: {error}\n{flags}") from error
     teacher, its_tokenizer = load_directory(args.teacher_path)
     ours, theirs = tokenizer.get_vocab(), its_tokenizer.get_vocab()
     if theirs != ours or teacher.config.vocab_size != len(ours):
