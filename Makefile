@@ -1,6 +1,10 @@
 # make quickstart   train a model from nothing on the sample data, then ask it questions (CPU is enough)
+# make tour         after it: DPO, LoRA, reasoning and distillation on that model, each with what was before and after
 # make test         run the tests
-# make install      only the environment in .venv         make lint, make clean
+# make install      only the environment in .venv
+# make lint         check style and format
+# make clean        remove the environment and the caches of tools; models stay
+# make clean-models remove what quickstart and tour have trained (out/quickstart); other models in out/ stay
 #
 # Every recipe is made of plain commands that work by themselves; on Windows run them from the README.
 
@@ -13,7 +17,7 @@ PIP_FLAGS ?= $(shell [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev
 	&& $(PYTHON) -c "import urllib.request as u; u.urlopen('$(TORCH_CPU_INDEX)/torch/', timeout=5)" 2>/dev/null \
 	&& echo --extra-index-url $(TORCH_CPU_INDEX))
 
-.PHONY: quickstart install test lint clean
+.PHONY: quickstart tour install test lint clean clean-models
 
 quickstart: install
 	.venv/bin/python train_pretrain.py --data_path dataset/sample/pretrain.jsonl --dim 256 --n_layers 4 --dtype float32 --epochs 4 --batch_size 64 --accumulation_steps 1 --learning_rate 2e-3 --warmup_iters 20 --max_seq_len 256 --out_dir out/quickstart
@@ -23,7 +27,28 @@ quickstart: install
 	@echo "接着和它聊天 / go on talking to it:"
 	@echo "    .venv/bin/python eval_model.py --dim 256 --n_layers 4 --out_dir out/quickstart"
 	@echo
+	@echo "或者让它再学四样：make tour 依次运行下面这些，也可以一条一条复制 / or teach it four more things, with make tour or one by one:"
+	@$(MAKE) --no-print-directory --dry-run tour | grep -o "^\.venv/bin/python train.*" | sed "s/^/    /"
+	@echo
 	.venv/bin/python eval_model.py --dim 256 --n_layers 4 --out_dir out/quickstart --score dataset/sample/heldout.jsonl dataset/sample/unanswerable_heldout.jsonl
+
+tour: install
+	@test -f out/quickstart/full_sft_256.pth || { echo "error: out/quickstart/full_sft_256.pth not found: run \`make quickstart\` first" >&2; exit 1; }
+	@echo; echo "1/4 DPO: 两个回答里更喜欢好的那个。看 reward_accuracy：留出的成对回答里，好的那个比差的更受青睐的比例"; echo "1/4 DPO: prefer the better of two answers. Watch reward_accuracy: in how many held-out pairs the better one gains more"
+	.venv/bin/python train_dpo.py --data_path dataset/sample/dpo.jsonl --dim 256 --n_layers 4 --out_dir out/quickstart --heldout_share 0.1
+	@echo; echo "2/4 LoRA: 只多训练百分之几的权重，换一个名字，别的不忘"; echo "2/4 LoRA: another name with a few percent more weights, and nothing else forgotten"
+	.venv/bin/python eval_model.py --dim 256 --n_layers 4 --out_dir out/quickstart --temperature 0 --prompt "你是谁？" --prompt "法国的首都是哪里？"
+	.venv/bin/python train_lora.py --data_path dataset/sample/lora_identity.jsonl --dim 256 --n_layers 4 --out_dir out/quickstart --epochs 3 --learning_rate 3e-3 --heldout_share 0.05
+	.venv/bin/python eval_model.py --dim 256 --n_layers 4 --out_dir out/quickstart --lora_name lora_identity --temperature 0 --prompt "你是谁？" --prompt "法国的首都是哪里？"
+	@echo; echo "3/4 推理蒸馏: 先在 <think> 里想，再在 <answer> 里答。格式学得会，算术对这么小的模型还太难"; echo "3/4 Reasoning: think in <think>, then answer in <answer>. The format is learned; sums are too hard for so small a model"
+	.venv/bin/python eval_model.py --dim 256 --n_layers 4 --out_dir out/quickstart --temperature 0 --prompt "小明有12支铅笔，送给同学5支，还剩多少支？"
+	.venv/bin/python train_distill_reason.py --data_path dataset/sample/reason.jsonl --dim 256 --n_layers 4 --out_dir out/quickstart --from_weight full_sft --epochs 4 --learning_rate 1e-3
+	.venv/bin/python eval_model.py --dim 256 --n_layers 4 --out_dir out/quickstart --model_mode 3 --temperature 0 --prompt "小明有12支铅笔，送给同学5支，还剩多少支？"
+	@echo; echo "4/4 白盒蒸馏: 同样大小、同样步数的两个学生，先是没有老师的，再是跟上面的模型学的；然后考同一份题"; echo "4/4 Distillation: two students of one size and as many steps, without a teacher and taught by the model above; then one exam"
+	.venv/bin/python train_full_sft.py --data_path dataset/sample/sft.jsonl --dim 128 --n_layers 2 --out_dir out/quickstart --from_weight none --max_steps 400 --learning_rate 3e-3
+	.venv/bin/python train_distillation.py --data_path dataset/sample/sft.jsonl --dim 128 --n_layers 2 --out_dir out/quickstart --from_weight none --max_steps 400 --learning_rate 3e-3 --teacher_dim 256 --teacher_n_layers 4
+	.venv/bin/python eval_model.py --dim 128 --n_layers 2 --out_dir out/quickstart --score dataset/sample/heldout.jsonl
+	.venv/bin/python eval_model.py --dim 128 --n_layers 2 --out_dir out/quickstart --weight full_dist --score dataset/sample/heldout.jsonl
 
 install: .venv/.installed
 
@@ -35,7 +60,10 @@ lint: .venv/.installed-dev
 	.venv/bin/ruff format --check .
 
 clean:
-	rm -rf .venv out/quickstart .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis
+
+clean-models:
+	rm -rf out/quickstart
 
 .venv/bin/pip:
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || \

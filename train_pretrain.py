@@ -5,7 +5,8 @@ language and its knowledge; the later stages only teach it how to behave.
 Radford et al. 2018, "Improving Language Understanding by Generative Pre-Training", equation 1.
 
     python train_pretrain.py
-    python train_pretrain.py --data_path dataset/sample/pretrain.jsonl --dim 256 --n_layers 4 --epochs 8
+    python train_pretrain.py --data_path dataset/sample/pretrain.jsonl --dim 256 --n_layers 4 --epochs 5 \\
+        --accumulation_steps 1 --learning_rate 2e-3
     torchrun --nproc_per_node 2 train_pretrain.py
 
 reads   dataset/pretrain_hq.jsonl        {"text": "..."} a line

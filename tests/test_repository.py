@@ -255,6 +255,30 @@ def test_readme_knows_the_quick_start_and_the_models(path):
         assert re.search(rf"^\| {name} \| {parameters:,} \| {sizes['dim']} \| {sizes['n_layers']} ", text, flags=re.M)
 
 
+def tour() -> list[str]:
+    """The commands of `make tour`, in order."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (recipe,) = re.findall(r"^tour: .*\n((?:\t.*\n)+)", makefile, flags=re.M)
+    return re.findall(r"^\t\.venv/bin/(python .*)", recipe, flags=re.M)
+
+
+@pytest.mark.parametrize(("name", "heading"), [("README.md", "接下来十分钟"), ("README_en.md", "The next ten minutes")])
+def test_readme_shows_the_tour_command_by_command(name, heading):
+    section = (ROOT / name).read_text(encoding="utf-8").partition(f"## {heading}\n")[2].partition("\n## ")[0]
+    shown = re.findall(r"^python .*", section, flags=re.M)
+    assert shown == tour() and len(shown) >= 10
+
+
+def test_docstring_examples_on_the_quick_start_model_are_run_by_the_tour():
+    """`make tour` runs them literally: the one of distillation asked for a teacher that no command had made."""
+    examples = [shlex.split(command) for where, command in commands() if where in map(name_of, SCRIPTS)]
+    examples = [words for words in examples if "out/quickstart" in words]
+    assert {words[1] for words in examples} >= {
+        "train_dpo.py", "train_lora.py", "train_distill_reason.py", "train_distillation.py"
+    }  # fmt: skip
+    assert all(sorted(words) in [sorted(shlex.split(command)) for command in tour()] for words in examples)
+
+
 @pytest.mark.parametrize("path", READMES, ids=name_of)
 def test_readme_table_of_defaults_is_true(path):
     rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in path.read_text("utf-8").splitlines()]
