@@ -24,6 +24,7 @@ The default learning rate is full SFT's: the tags are single tokens that the mod
 
 reads   out/rlhf_{dim}[_moe].pth       from --out_dir; another start with --from_weight
         dataset/r1_mix_1024.jsonl      {"conversations": [{"role", "content"}, ...]} a line, answers as above
+                                       or with the thoughts apart, in "reasoning_content": the same tokens
 writes  out/reason_{dim}[_moe].pth     weights: eval_model.py --model_mode 3 talks to them
         out/checkpoints/, out/logs/    state for --resume; log and loss curve
 """

@@ -8,7 +8,8 @@ The log-probability of an answer is the sum over its tokens, as in the paper; a 
 for every length (--length_normalize True gives it, and then wants a beta some hundred times larger). The paper's is
 0.1. IPO's is the mean by default, as its authors and TRL have it: 1 / (2 beta) nats per token is the margin at which
 its pull ends, so that a sum would ask the more of a token the shorter the answer is. Answers that both conversations
-share, before they part, count nowhere: they cancel out of the sum and would only dilute the mean.
+share, before they part, count nowhere: they cancel out of the sum and would only dilute the mean. Words with which two
+different answers begin alike do count, as in TRL.
 The learning rate is a fraction of SFT's: DPO only reorders what the model can say already, and a larger one soon lowers
 the likelihood of the chosen answers too: watch chosen_logp. 1e-5 is a fifth of what SFT takes by default; upstream's
 1e-8, with a mean over 3,000 padded positions, changed next to nothing.
