@@ -353,8 +353,9 @@ def test_unknown_options(write_jsonl):
         read(path, "text", "ignore")
 
 
-def test_every_example_of_the_readme_reads(write_jsonl):
-    lines = re.findall(r"`(\{.*?\})`[ ,]", (readers.SAMPLE_DIR.parent / "README.md").read_text(encoding="utf-8"))
+@pytest.mark.parametrize("name", ["README.md", "README_en.md"])
+def test_every_example_of_the_readme_reads(write_jsonl, name):
+    lines = re.findall(r"`(\{.*?\})`[ ,]", (readers.SAMPLE_DIR.parent / name).read_text(encoding="utf-8"))
     kinds = {"text": "text", "conversations": "chat", "chosen": "preference"}
     rows = [json.loads(line) for line in lines]
     for row in rows:

@@ -34,7 +34,7 @@ DEV_CODE = sorted([*ROOT.glob("tests/**/*.py"), *ROOT.glob("benchmarks/**/*.py")
 OURS = {*PACKAGES, "scripts", "tests", "benchmarks", *(p.stem for p in (*SCRIPTS, *ROOT.glob("scripts/*"), *DEV_CODE))}
 NOT_IMPORTED = {"ruff", "ninja", "tensorboard"}  # two are run, the last is imported by torch.utils.tensorboard
 LAZY = {"training/deepspeed.py"}  # modules on top of an optional package, imported only inside functions
-DOCUMENTS = [ROOT / "README.md", ROOT / "README_en.md", *sorted(ROOT.glob("docs/**/*.md")), ROOT / "dataset/README.md"]
+DOCUMENTS = [ROOT / "README.md", ROOT / "README_en.md", *sorted(ROOT.glob("docs/**/*.md")), *ROOT.glob("dataset/*.md")]
 READMES = (ROOT / "README.md", ROOT / "README_en.md")
 
 
@@ -229,9 +229,10 @@ def test_documented_commands_exist_and_their_flags_parse(where, command, monkeyp
         pytest.fail(f"{script} did not parse its arguments")
 
 
-@pytest.mark.parametrize(
-    ("chinese", "english"), [("README.md", "README_en.md"), ("docs/architecture.md", "docs/architecture_en.md")]
-)
+TRANSLATED = ["README", "docs/architecture", "docs/deviations", "docs/distributed", "dataset/README"]
+
+
+@pytest.mark.parametrize(("chinese", "english"), [(f"{name}.md", f"{name}_en.md") for name in TRANSLATED])
 def test_translations_have_the_same_structure(chinese, english):
     """The same code, and the same sequence of headings, table rows and list items."""
     assert code_blocks(ROOT / chinese) == code_blocks(ROOT / english)
