@@ -1,6 +1,7 @@
 """Log lines, jsonl, curve, trackers, and what watches over a run."""
 
 import argparse
+import contextlib
 import itertools
 import json
 import math
@@ -103,7 +104,10 @@ def test_nothing_in_the_curves_covers_anything_else():
     assert not any(a.overlaps(b.padded(-2)) for a, b in itertools.combinations(boxes, 2))
 
 
-def test_log_lines_fit_120_columns(tmp_path, capsys):
+@pytest.mark.parametrize("columns", [80, 120, 200])
+def test_lines_fit_the_terminal(columns, tmp_path, capsys, monkeypatch):
+    """Those of steps need up to 120 columns, held-out figures and samples no more than there are."""
+    monkeypatch.setenv("COLUMNS", str(columns))
     report = Report(toy_run(), toy_args(tmp_path, "--epochs", "12"), "log", total_steps=1)
     meter, progress = Meter(), Progress(step=44_159, epoch=0)
     meter.names = NAMES
@@ -114,12 +118,20 @@ def test_log_lines_fit_120_columns(tmp_path, capsys):
     report.samples([("问" * 200, "答\n\n\x1b[31m" + "a" * 300), ("\n" * 64, "")])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("Epoch:[1/12](44159/44160) loss:12.346 lr:1.5e-03 epoch_Time:0.0min: ")
-    assert max(sum(1 + (unicodedata.east_asian_width(c) in "WF") for c in line) for line in lines) <= 120
-    assert len(lines) == 1 + 3 + 4 and "\x1b" not in "".join(lines)
+    widths = [sum(1 + (unicodedata.east_asian_width(c) in "WF") for c in line) for line in lines]
+    assert widths[0] <= 120 and max(widths[1:]) <= min(columns, 120)
+    assert len(lines) >= 1 + 3 + 4 and "\x1b" not in "".join(lines)
+
+
+def test_a_line_reaches_a_file_at_once(tmp_path):
+    """With `> train.log` the lines lay in Python's buffer, 8 KB of them, until the run was nearly over."""
+    with open(tmp_path / "train.log", "w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+        Report(toy_run(), toy_args(tmp_path), "log", total_steps=1).line("Epoch")
+        assert (tmp_path / "train.log").read_text() == "Epoch\n"
 
 
 def test_a_sample_keeps_its_beginning_and_its_end():
-    assert one_line("<think>\n想\n</think>\n好") == "<think> 想 </think> 好"
+    assert one_line("<think>\n想\n</think>\n好", columns=80) == "<think> 想 </think> 好"
     assert one_line("ab" * 10, columns=20) == "ab" * 10
     for text in ("0123456789" * 3, "零一二三四五六七八九" * 3):
         cut = one_line(text, columns=20)

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 import textwrap
 import time
 import unicodedata
@@ -91,7 +92,7 @@ class Report:
     """
 
     def __init__(self, run, args, name: str, total_steps: int, first_step: int = 0, tracker=None):
-        self.active = run.is_main
+        self._run, self.active = run, run.is_main
         self.path = Path(args.out_dir) / "logs" / f"{name}.jsonl"
         if not self.active:
             return
@@ -143,20 +144,19 @@ class Report:
             self._is_silent = False
 
     def line(self, text: str) -> None:
-        """Print one line above the progress bar."""
-        if self.active:
-            tqdm.write(text)
+        """Print one line."""
+        self._run.log(text)
 
     def heldout(self, step: int, measured: dict[str, float]) -> None:
         """Line and record of the held-out figures after this step."""
         figures = " ".join(f"{name.removeprefix('heldout_')}:{value:.4f}" for name, value in measured.items())
-        self.line(textwrap.fill(f"held-out {figures}", COLUMNS, subsequent_indent="    ", break_on_hyphens=False))
+        self.line(textwrap.fill(f"held-out {figures}", width(), subsequent_indent="    ", break_on_hyphens=False))
         self.record({"step": step, **measured})
 
     def samples(self, answers: list[tuple[str, str]]) -> None:
         """Sample questions and answers, a line each."""
         for question, answer in answers:
-            self.line(f"👶: {one_line(question)}\n🤖️: {one_line(answer)}")
+            self.line(f"👶: {one_line(question, width() - 5)}\n🤖️: {one_line(answer, width() - 5)}")
 
     def step_done(self) -> None:
         """Move the progress bar by one optimizer step."""
@@ -236,7 +236,12 @@ def clock(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
 
 
-def one_line(text: str, columns: int = 110) -> str:
+def width() -> int:
+    """Columns of the terminal; of a file, or of a wider terminal, COLUMNS."""
+    return min(COLUMNS, shutil.get_terminal_size((COLUMNS, 0)).columns)
+
+
+def one_line(text: str, columns: int) -> str:
     """A sample for the log: white space runs become one blank, what is too wide loses its middle.
 
     A model that has just begun to learn writes blank lines and control characters, a reasoning one several paragraphs.

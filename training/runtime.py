@@ -22,6 +22,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from .cli import config_from, plain_errors
 from .files import check_writable, locked, run_files
@@ -52,14 +53,15 @@ class Run:
         return self.rank == 0
 
     def log(self, message: str) -> None:
-        """Print a line, on the main process only."""
+        """Print a line, on the main process only: above the progress bar if there is one, and at once."""
         if self.is_main:
-            print(message, flush=True)
+            tqdm.write(message)
+            sys.stdout.flush()  # a file or pipe would get it some hundred lines later
 
     def log_error(self, message: str) -> None:
         """The same on stderr."""
         if self.is_main:
-            print(message, file=sys.stderr, flush=True)
+            tqdm.write(message, file=sys.stderr)
 
     def autocast(self) -> torch.autocast:
         """Matrix products in ``dtype``; weights, optimizer and reductions stay float32."""
