@@ -123,7 +123,8 @@ def test_the_log_says_how_evenly_the_experts_are_used(life, stage):
         assert (f"{prefix}aux_loss" in record) == life.use_moe
         if life.use_moe:
             assert sum(shares) == pytest.approx(1, abs=1e-3)
-            assert min(shares) > 0.03 and record[f"{prefix}expert_min"] > 0.01
+            # The shares are means over the layers; within a layer, after so few rows, one expert may still be idle.
+            assert min(shares) > 0.03 and 0 <= record[f"{prefix}expert_min"] <= min(shares)
             assert 0.8 < record[f"{prefix}expert_entropy"] <= 1  # three of four experts alone would give 0.79
 
 
