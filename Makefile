@@ -1,6 +1,8 @@
 # make quickstart   train a model from nothing on the sample data, then ask it questions (CPU is enough)
 # make tour         after it: DPO, LoRA, reasoning and distillation on that model, each with what was before and after
 # make test         run the tests
+# make test-lowest  run them with the oldest versions that requirements.txt allows, in .venv-lowest (several GB on Linux)
+# make test-extras  there, what needs the CUDA build of torch, though no GPU: does the host ever wait for one
 # make install      only the environment in .venv
 # make lint         check style and format
 # make clean        remove the environment and the caches of tools; models stay
@@ -17,7 +19,7 @@ PIP_FLAGS ?= $(shell [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev
 	&& $(PYTHON) -c "import urllib.request as u; u.urlopen('$(TORCH_CPU_INDEX)/torch/', timeout=5)" 2>/dev/null \
 	&& echo --extra-index-url $(TORCH_CPU_INDEX))
 
-.PHONY: quickstart tour install test lint clean clean-models
+.PHONY: quickstart tour install test test-lowest test-extras lint clean clean-models
 
 quickstart: install
 	.venv/bin/python train_pretrain.py --data_path dataset/sample/pretrain.jsonl --dim 256 --n_layers 4 --dtype float32 --epochs 4 --batch_size 64 --accumulation_steps 1 --learning_rate 2e-3 --warmup_iters 20 --max_seq_len 256 --out_dir out/quickstart
@@ -55,12 +57,18 @@ install: .venv/.installed
 test: .venv/.installed-dev
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest
 
+test-lowest: .venv-lowest/.installed
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest
+
+test-extras: .venv-lowest/.installed
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest tests/test_fake_cuda.py
+
 lint: .venv/.installed-dev
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-lowest .pytest_cache .ruff_cache .hypothesis
 
 clean-models:
 	rm -rf out/quickstart
@@ -78,4 +86,11 @@ clean-models:
 
 .venv/.installed-dev: .venv/.installed requirements-dev.txt
 	.venv/bin/python -m pip install $(PIP_FLAGS) -r requirements-dev.txt -c constraints.txt
+	@touch $@
+
+# Without PIP_FLAGS: the torch of PyPI is the CUDA build on Linux.
+.venv-lowest/.installed: requirements.txt requirements-dev.txt
+	$(PYTHON) -m venv .venv-lowest
+	sed -n 's/>=\([0-9.]*\),.*/==\1/p' requirements.txt > .venv-lowest/lowest.txt
+	.venv-lowest/bin/python -m pip install -r requirements-dev.txt -c .venv-lowest/lowest.txt
 	@touch $@

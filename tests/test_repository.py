@@ -105,7 +105,7 @@ def test_importing_everything_has_no_effect(tmp_path):
     """In a new process: nothing printed, no file written, no thread, no CUDA context, random generators untouched."""
     program = """
 import importlib, random, runpy, sys, threading
-import numpy as np, torch
+import numpy as np, torch, transformers  # the last draws random numbers by way of httpx where rich is installed
 from pathlib import Path
 def state():
     return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
@@ -166,6 +166,12 @@ def test_every_requirement_has_one_pin_inside_its_range(version):
                 pins[pin.name] = specifier.version
     for name, requirement in {**requirements("requirements.txt"), **requirements("requirements-dev.txt")}.items():
         assert requirement.specifier.contains(pins[name]), f"{requirement} is pinned to {pins[name]}"
+
+
+def test_every_requirement_is_a_range():
+    """`make test-lowest` reads the lower bounds off."""
+    for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines():
+        assert line.startswith("#") or re.fullmatch(r"[\w-]+>=[\d.]+,<[\d.]+", line), line
 
 
 # Documentation
