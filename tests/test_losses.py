@@ -5,6 +5,7 @@ import pytest
 import torch
 from toy import VOCAB, toy_model, toy_sequences
 
+from training import losses
 from training.losses import balance_loss, next_token_loss, supervised_per_row, token_nll
 
 
@@ -42,6 +43,21 @@ def test_padding_never_matters(use_moe):
     wider["positions"] = b * (width + 9) + t
     for a, b in zip(next_token_loss(model, batch)[:2], next_token_loss(model, wider)[:2], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("count", [0, 1, 8, 21])
+def test_token_nll_is_cross_entropy_whatever_the_chunks(dtype, count, monkeypatch):
+    monkeypatch.setattr(losses, "CHUNK", 8)
+    ours = (5 * torch.randn(count, 50)).to(dtype).requires_grad_()
+    theirs = ours.detach().clone().requires_grad_()
+    targets, factors = torch.randint(50, (count,)), torch.randn(count)
+    nll = token_nll(ours, targets)
+    expected = torch.nn.functional.cross_entropy(theirs.float(), targets, reduction="none")
+    torch.testing.assert_close(nll, expected)
+    (nll * factors).sum().backward()
+    (expected * factors).sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
 
 
 def test_a_batch_without_supervised_tokens_gives_zero_and_no_nan():

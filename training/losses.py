@@ -8,10 +8,11 @@ A micro-batch is a dict (see dataset/batching.py):
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from model.moe import expert_share, load_entropy
+
+CHUNK = 512  # rows of logits that are float32 at the same time: 13 MB of our vocabulary
 
 
 def supervised_forward(model, batch: dict[str, Tensor]):
@@ -21,7 +22,40 @@ def supervised_forward(model, batch: dict[str, Tensor]):
 
 def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
     """Negative log-likelihood of each target. logits (N, V) any dtype, targets (N,) -> (N,) float32, in nats."""
-    return F.cross_entropy(logits.float(), targets, reduction="none")
+    return TokenNLL.apply(logits, targets)
+
+
+class TokenNLL(torch.autograd.Function):
+    """logsumexp(logits) - logits[target] of each row; its derivative is softmax(logits) - one_hot(target).
+
+    Goes through the rows in chunks, so the (N, V) tables in float32 that `F.cross_entropy` makes, three at a time,
+    never exist: between the two passes only the logits are kept, and one number a row.
+    """
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, targets: Tensor) -> Tensor:
+        log_total, chosen = logits.new_empty(2, len(logits), dtype=torch.float32)
+        for rows in chunks(len(logits)):
+            log_total[rows] = logits[rows].float().logsumexp(-1)
+            chosen[rows] = logits[rows].gather(1, targets[rows, None]).squeeze(1)
+        ctx.save_for_backward(logits, targets, log_total)
+        return log_total - chosen
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        logits, targets, log_total = ctx.saved_tensors
+        result = torch.empty_like(logits)
+        for rows in chunks(len(logits)):
+            softmax = (logits[rows].float() - log_total[rows, None]).exp_()
+            one_hot = torch.ones_like(softmax[:, :1])
+            difference = softmax.scatter_add_(1, targets[rows, None], -one_hot)
+            result[rows] = difference.mul_(gradient[rows, None])
+        return result, None
+
+
+def chunks(count: int) -> list[slice]:
+    """``count`` rows in slices of CHUNK."""
+    return [slice(start, start + CHUNK) for start in range(0, count, CHUNK)]
 
 
 def supervised_per_row(batch: dict[str, Tensor]) -> Tensor:
@@ -33,15 +67,12 @@ def supervised_per_row(batch: dict[str, Tensor]) -> Tensor:
 def answer_logprobs(logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
     """(B,) float32: the log-probability of each row's supervised tokens, summed.
 
-    Of the log-softmax only the targets' entries are needed: logits - logsumexp there, so no (N, V) table of
-    log-probabilities is kept for the backward pass.
     Args: logits: (N, V) at the supervised positions.
     """
     rows, width = batch["input_ids"].shape
-    logits = logits.float()
-    logp = logits.gather(1, batch["targets"][:, None]).squeeze(1) - logits.logsumexp(-1)
+    logp = -token_nll(logits, batch["targets"])
     # Every position occurs once, so this is deterministic on every device, which adding up by row would not be.
-    return logits.new_zeros(rows * width).scatter(0, batch["positions"], logp).view(rows, width).sum(1)
+    return logp.new_zeros(rows * width).scatter(0, batch["positions"], logp).view(rows, width).sum(1)
 
 
 def balance_loss(aux_loss: Tensor, batch: dict[str, Tensor]) -> Tensor:
