@@ -97,7 +97,7 @@ def main(argv=None):
         with plain_errors():
             tokenizer = load_tokenizer()
             chat = ChatFormat(tokenizer)
-            model = starting_model(args, config_from(args, vocab_size=len(tokenizer)))
+            model = starting_model(args, config_from(args, vocab_size=len(tokenizer)), is_trained=False)
             total = count_parameters(model)
             base_dtype = None if run.dtype == torch.float32 else run.dtype
             apply_lora(model, args.lora_rank, args.lora_alpha, args.lora_dropout, args.lora_targets, base_dtype)

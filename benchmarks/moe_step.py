@@ -25,8 +25,9 @@ from model.model import FeedForward, MiniMindForCausalLM
 from model.moe import MoEFeedForward
 from training.loop import add_gradients
 from training.losses import next_token_loss
+from training.memory import keep_freed_memory
 from training.optim import Updater
-from training.runtime import TORCH_DTYPES, Run, choose_device, keep_freed_memory
+from training.runtime import TORCH_DTYPES, Run, choose_device
 
 
 class MaskLoop(MoEFeedForward):

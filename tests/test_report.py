@@ -16,20 +16,13 @@ import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from test_loop import interrupt_at
-from toy import toy_args, toy_model, toy_run, toy_sequences, toy_train
+from toy import toy_args, toy_run, toy_train
 
 from training.checkpoint import Progress
 from training.curves import draw, plot_log, read_log, series
-from training.losses import next_token_loss
 from training.report import Meter, Report, one_line
 from training.trackers import NoTracker, start_tracker
-from training.watch import (
-    SPIKE_MIN,
-    Watch,
-    kept_for_backward,
-    memory_report,
-    out_of_memory_advice,
-)
+from training.watch import SPIKE_MIN, Watch
 
 NAMES = ["loss", "weight", "tokens", "positions", "nll", "stop", "save", "grad_norm", "skipped"]
 
@@ -307,47 +300,3 @@ def test_five_skipped_steps_in_a_row_are_failing_four_are_not(tmp_path):
     watch.put(numbers(skipped=1))
     watch.read()
     assert watch.is_failing and watch.progress.skipped == 9
-
-
-# Memory
-
-
-def test_the_memory_estimate_matches_what_autograd_keeps(tmp_path):
-    run, args, model = toy_run(), toy_args(tmp_path), toy_model(dim=32, hidden_dim=64)
-    sequences = toy_sequences(64)
-    ids = np.argsort(sequences.lengths)[-32:]
-    batch = sequences.collate(ids)
-    real = kept_for_backward(run, model, next_token_loss, batch)
-    before = torch.get_rng_state()
-    line = memory_report(run, args, model, next_token_loss, sequences.take(ids), batch["input_ids"].numel())
-    assert torch.equal(before, torch.get_rng_state()), "the estimate must not change the run"
-    told = float(line.partition("activations ")[2].partition(" MB")[0])
-    assert told == pytest.approx(real / 1e6, rel=0.15, abs=0.6)
-    assert "weights 0 MB" in line
-
-
-def test_kept_for_backward_counts_activations_not_weights():
-    run, linear = toy_run(), torch.nn.Linear(100, 100, bias=False)
-    inputs = torch.randn(50, 100)
-    kept = kept_for_backward(run, linear, lambda model, batch: model(batch).sum(), inputs)
-    assert kept == inputs.numel() * 4
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried"),
-        MemoryError(),
-    ],
-)
-def test_out_of_memory_names_the_flags_to_lower(error, tmp_path):
-    args = toy_args(tmp_path, "--batch_size", "32", "--accumulation_steps", "4")
-    with pytest.raises(SystemExit) as stopped, out_of_memory_advice(args):
-        raise error
-    assert "--batch_size 32 to 16" in stopped.value.code and "--accumulation_steps 4 to 8" in stopped.value.code
-
-
-def test_other_errors_are_not_mistaken_for_memory(tmp_path):
-    with pytest.raises(RuntimeError, match="shapes"), out_of_memory_advice(toy_args(tmp_path)):
-        raise RuntimeError("shapes do not match")

@@ -80,7 +80,7 @@ def toy_train(
         if not draw:
             patches.enter_context(patch("training.report.plot_log"))
         if loss_fn is not next_token_loss:  # it may count its calls
-            patches.enter_context(patch("training.loop.memory_report", return_value=""))
+            patches.enter_context(patch("training.loop.memory_report", return_value=("", 0)))
         train(run, args, model, Data(sequences, heldout, "toy"), loss_fn, evaluation)
     return model
 

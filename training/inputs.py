@@ -10,15 +10,19 @@ from model.LMConfig import LMConfig
 from model.loading import load_weights, weights_path
 from model.model import MiniMindForCausalLM
 
+from .memory import refuse_a_model_that_cannot_fit
 from .runtime import Run
 
 
-def starting_model(args, config: LMConfig) -> MiniMindForCausalLM:
+def starting_model(args, config: LMConfig, is_trained: bool = True) -> MiniMindForCausalLM:
     """The model that training starts from: random weights, or those that ``args.from_weight`` names.
 
     A name is a stage's (``pretrain`` is ``{out_dir}/pretrain_{dim}[_moe].pth``), anything ending in .pth is a file.
-    Raises: FileNotFoundError, ValueError: no such file, or weights of another size; the message names the remedy.
+    Args: is_trained: all its weights will be trained, not an adapter's alone, nor another model's.
+    Raises: FileNotFoundError, ValueError: no such file, weights of another size, or a model that does not fit into
+        memory; the message names the remedy.
     """
+    refuse_a_model_that_cannot_fit(args, config, is_trained)
     model = MiniMindForCausalLM(config)
     if args.from_weight != "none":
         is_file = args.from_weight.endswith(".pth")

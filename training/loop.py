@@ -27,12 +27,13 @@ from .cli import plain_errors
 from .evaluation import Evaluation
 from .guard import WeightGuard
 from .inputs import Data
+from .memory import KeptMemory, memory_report, out_of_memory_advice
 from .optim import lr_at, make_updater
 from .report import Meter, Report
 from .runtime import Run, leave_together, stop_on_signals
 from .saver import MAX_BAD_STEPS, Saver, resume_command
 from .trackers import start_tracker
-from .watch import Watch, memory_report, out_of_memory_advice
+from .watch import Watch
 
 LOOKS = (10, 20, 50, 100, 200)  # steps before the first interval is over that are logged and evaluated all the same
 QUICK_TOKENS = 100_000  # positions of held-out data that even a CPU measures in seconds
@@ -56,7 +57,8 @@ def train(
 
         model.to(run.device).train()
         run.broadcast(model)
-        memory = memory_report(run, args, model, loss_fn, data.train, budget)
+        with plain_errors():
+            memory, needed = memory_report(run, args, model, loss_fn, data.train, budget)
         guard = WeightGuard(run, model, data.train)
         updater = make_updater(run, args, model)
         share = run.world_size if updater.equal_shares else 1
@@ -95,7 +97,7 @@ def train(
                 f"no further than {reached:.1e} of {args.learning_rate:.1e}; a tenth of the run, "
                 f"{math.ceil(total_steps / 10)}, is a usual warm-up"
             )
-        watch = Watch(meter, progress, report)
+        watch, kept = Watch(meter, progress, report), KeptMemory(needed)
 
         def look(is_early: bool) -> None:
             watch.read()
@@ -124,12 +126,12 @@ def train(
             watch.put(torch.cat([sums, norm[None], skipped[None]]))
             progress.step += 1
             report.step_done()
+            kept.end_step()
             is_last = progress.step == total_steps
             is_first = progress.step == first_step + 1  # told at once, not only after log_interval steps
             if is_last or is_first or is_due(progress.step, args.log_interval, LOOKS):
                 watch.read()
                 report.log_step(progress, meter, lr, place, total_steps)
-                run.release_memory()
             if is_last or (is_due(progress.step, args.eval_interval, LOOKS) and not watch.stop):
                 look(is_early=not (is_last or is_due(progress.step, args.eval_interval)))
             if is_last or watch.stop or watch.is_failing or saver.is_broken:

@@ -5,7 +5,6 @@ wrapper: replicas start equal, and once per optimizer step ``sum_gradients`` add
 """
 
 import contextlib
-import ctypes
 import os
 import random
 import signal
@@ -26,12 +25,12 @@ from tqdm import tqdm
 
 from .cli import config_from, plain_errors
 from .files import check_writable, locked, run_files
+from .memory import keep_freed_memory
 from .output import make_output_last, write_from_handler
 
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 STEP_TIMEOUT = timedelta(seconds=45)  # inside a step: then a process that hangs or vanished ends the run everywhere
 WAIT_TIMEOUT = timedelta(hours=6)  # where one process may work long while others wait: caches, evaluations, compiling
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # from malloc.h
 SECOND_CTRL_C = 1.0  # seconds: launchers hand one Ctrl-C on, so that it can arrive twice at the same moment
 
 
@@ -88,15 +87,6 @@ class Run:
         compiled = torch.compile(model)
         compiled.register_forward_pre_hook(declare_varying_sizes, with_kwargs=True)
         return compiled
-
-    def release_memory(self) -> None:
-        """Give the holes in the C library's heap back to the system; milliseconds.
-
-        On a CPU, batches of ever new shapes leave holes: without this a run of a 6M model held 5.5 GB after 900 steps,
-        a tenth of it in use.
-        """
-        if self.device.type == "cpu" and (library := c_library("malloc_trim")):
-            library.malloc_trim(0)
 
     def barrier(self) -> None:
         """Wait for all processes, however long they work."""
@@ -226,24 +216,6 @@ def seed_everything(seed: int, rank: int = 0) -> None:
     random.seed(seed + rank)
     np.random.seed(seed + rank)
     torch.manual_seed(seed + rank)
-
-
-def c_library(function: str) -> ctypes.CDLL | None:
-    """The C library of this process if it has this function: glibc's are missing in musl, macOS and Windows."""
-    library = ctypes.CDLL(None) if os.name == "posix" else None
-    return library if hasattr(library, function) else None
-
-
-def keep_freed_memory() -> None:
-    """Let the C library hand freed blocks out again, whatever their size.
-
-    glibc returns a block above 32 MB to the system as soon as it is freed, and gets the next one page by page, each
-    filled with zeros first. On a CPU, logits and activations are such blocks: keeping them made training of the 26M
-    model 1.26 times as fast (two cores), for a tenth more memory.
-    """
-    if library := c_library("mallopt"):
-        for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1)):
-            library.mallopt(parameter, value)
 
 
 @contextlib.contextmanager

@@ -25,7 +25,8 @@ def load_teacher(args, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
         size = {"dim": args.teacher_dim, "n_layers": args.teacher_n_layers, "use_moe": args.teacher_use_moe}
         weights = Namespace(**{**vars(args), "from_weight": args.from_teacher_weight})
         try:
-            return starting_model(weights, config_from(args, **size, vocab_size=len(tokenizer)))
+            config = config_from(args, **size, vocab_size=len(tokenizer))
+            return starting_model(weights, config, is_trained=False)
         except (FileNotFoundError, ValueError) as error:
             flags = "--teacher_dim, --teacher_n_layers and --teacher_use_moe give the teacher's size"
             raise type(error)(f"the teacher: {error}\n{flags}") from error

@@ -1,15 +1,11 @@
-"""What keeps an eye on a run: non-finite gradients, loss spikes, the wish to stop or save, and memory."""
+"""What keeps an eye on a run: non-finite gradients, loss spikes, and the wish to stop or save."""
 
-import contextlib
 import statistics
 from collections import deque
-from collections.abc import Iterator
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .checkpoint import Progress, random_state, set_random_state
+from .checkpoint import Progress
 from .report import Meter, Report
 from .saver import MAX_BAD_STEPS
 
@@ -71,84 +67,3 @@ class Watch:
                     "the loss does not come back within some hundred steps, lower --learning_rate"
                 )
         self._losses.append(loss)
-
-
-def memory_report(run, args, model: nn.Module, loss_fn, units, budget: int) -> str:
-    """One line: the memory that training will need, before it needs it.
-
-    Weights, gradients and AdamW's two moments are float32. Activations are measured, not guessed: what autograd keeps
-    for one and for two rows of a real batch, extended along that line to the full batch; torch.compile keeps less.
-
-    Args: units: training.inputs.Data.train; budget: positions of a full micro-batch.
-    """
-    model_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
-    trained = sum(4 * p.numel() for p in model.parameters() if p.requires_grad)
-    before = random_state(run.device)
-    probes = []
-    for count in sorted({1, min(2, len(units))}):
-        batch = run.to_device(units.collate(np.arange(count)))
-        probes.append((batch["input_ids"].numel(), kept_for_backward(run, model, loss_fn, batch)))
-    set_random_state(before, run.device)
-    (x0, y0), (x1, y1) = probes[0], probes[-1]
-    slope = (y1 - y0) / (x1 - x0) if x1 > x0 else y0 / x0
-    activations = max(0.0, y1 + slope * (budget - x1))
-    gradients = trained * (2 if run.world_size > 1 else 1)  # the all-reduce works on one flat copy
-    total = model_bytes + gradients + 2 * trained + activations
-    line = (
-        f"memory: weights {megabytes(model_bytes)} + gradients {megabytes(gradients)} + optimizer "
-        f"{megabytes(2 * trained)} + activations {megabytes(activations)} = about {megabytes(total)}"
-    )
-    if run.device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(run.device)
-        line += f" of {megabytes(free)} free"
-        if total > free:
-            line += f"; this will probably not fit: {what_to_lower(args)}"
-    return line
-
-
-def kept_for_backward(run, model: nn.Module, loss_fn, batch: dict[str, Tensor]) -> int:
-    """Bytes of activations that autograd keeps between the forward and the backward pass of a micro-batch."""
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept: dict[int, int] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), run.autocast():
-        loss_fn(model, batch)
-    return sum(kept.values())
-
-
-def megabytes(count: float) -> str:
-    """``1234567890`` -> ``1235 MB``."""
-    return f"{count / 1e6:.0f} MB"
-
-
-def what_to_lower(args) -> str:
-    """The flags that save memory, with the values that keep the result the same where that is possible."""
-    half = max(1, args.batch_size // 2)
-    return (
-        f"lower --batch_size {args.batch_size} to {half} and raise --accumulation_steps {args.accumulation_steps} to "
-        f"{2 * args.accumulation_steps} (the step stays the same size), or lower --max_seq_len {args.max_seq_len}, "
-        f"--dim {args.dim} or --n_layers {args.n_layers}"
-    )
-
-
-@contextlib.contextmanager
-def out_of_memory_advice(args) -> Iterator[None]:
-    """Turn an out-of-memory error into a message that names the flags to lower. Raises SystemExit."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        # The CPU allocator raises a plain RuntimeError.
-        is_memory = not isinstance(error, RuntimeError) or isinstance(error, torch.OutOfMemoryError)
-        if not is_memory and "not enough memory" not in str(error) and "can't allocate memory" not in str(error):
-            raise
-        reason = (str(error).splitlines() or ["out of memory"])[0]
-        raise SystemExit(
-            f"out of memory: {reason}\n{what_to_lower(args)}. The last saved state is whole; with another --batch_size "
-            "start a new run from its weights (--from_weight), because the data plan changes."
-        ) from error

@@ -1,0 +1,318 @@
+"""The memory of a run: estimated before it is taken, refused where it cannot fit, and reused step after step on a CPU.
+
+All sizes are in bytes. The memory of the machine means what this process may use: also of the container that it
+runs in, if that is less.
+"""
+
+import contextlib
+import copy
+import ctypes
+import os
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from model.LMConfig import LMConfig
+from model.loading import count_parameters
+from model.model import MiniMindForCausalLM
+
+from .checkpoint import random_state, set_random_state
+
+PER_WEIGHT = 16  # float32: a trained weight, its gradient, and AdamW's two moments
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # from malloc.h
+GROWTH = 1.2  # how much more than the run needs may stay with the process between steps
+PROBE = 1024  # positions of the smaller of two probes: more than a loss works through at once
+KERNELS = 290_000_000  # oneDNN's matrix products in bfloat16, compiled for each shape: 1,024 are kept, 0.28 MB each
+
+
+# Before anything is allocated
+
+
+def refuse_a_model_that_cannot_fit(args, config: LMConfig, is_trained: bool = True) -> None:
+    """Raises ValueError if the weights, or what training them takes without activations, exceed the machine's memory.
+
+    Nothing is allocated for it.
+    """
+    machine = machine_memory()
+    per_weight = PER_WEIGHT if is_trained and not args.deepspeed else 4  # ZeRO spreads the rest over the processes
+    parameters = planned_parameters(config)
+    if machine and parameters * per_weight > machine:
+        takes = "weights, gradients and AdamW's moments" if per_weight > 4 else "weights"
+        raise ValueError(
+            f"--dim {config.dim} --n_layers {config.n_layers}: a model of {parameters / 1e6:,.0f} million parameters "
+            f"takes {megabytes(parameters * per_weight)} for {takes}, and this machine has {megabytes(machine)}: lower "
+            "--dim or --n_layers (--dim 512 --n_layers 8 takes 413 MB)"
+        )
+
+
+def planned_parameters(config: LMConfig) -> int:
+    """Parameters of a model of this configuration; blocks are all alike, so it builds one and two, without memory."""
+    small, counts = copy.deepcopy(config), []
+    for small.n_layers in (1, 2):
+        with torch.device("meta"):
+            counts.append(count_parameters(MiniMindForCausalLM(small)))
+    one, two = counts
+    return one + (config.n_layers - 1) * (two - one)
+
+
+def machine_memory() -> int | None:
+    """Memory of the machine, or of the container if that is less; None where the system does not tell (Windows)."""
+    if not hasattr(os, "sysconf"):
+        return None
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min([physical, *container_limits()])
+
+
+def container_limits(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[int]:
+    """Every memory limit that Linux' control groups, version 1 or 2, set for this process.
+
+    ``groups`` has a line ``number:controllers:/path`` for each hierarchy. A limit of any parent counts too; inside a
+    container the path may be the host's, then the limit stands at the root.
+    """
+    limits = []
+    for line in groups.read_text().splitlines() if groups.exists() else []:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            top, name = root, "memory.max"
+        elif "memory" in controllers.split(","):
+            top, name = root / "memory", "memory.limit_in_bytes"
+        else:
+            continue
+        own = top / path.strip("/")
+        for folder in {top, own, *own.parents}:
+            with contextlib.suppress(OSError):
+                text = (folder / name).read_text().strip()
+                limits += [int(text)] if text.isdigit() else []  # version 2 writes "max" for no limit
+    return limits
+
+
+# Before training
+
+
+def memory_report(run, args, model: nn.Module, loss_fn, units, budget: int) -> tuple[str, int]:
+    """The memory that training will take, before it takes it, as a line and as a number for KeptMemory.
+
+    Gradients and AdamW's two moments are float32. Activations are measured, not guessed: the most that is alive in the
+    forward and backward pass of some units and of twice as many, extended along that line to the full micro-batch;
+    torch.compile needs less. On a CPU the process with its libraries and weights is measured too.
+
+    Args: units: training.inputs.Data.train; budget: positions of a full micro-batch.
+    Raises: ValueError when a CPU run needs more than the machine has.
+    """
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    trained = sum(4 * p.numel() for p in model.parameters() if p.requires_grad)
+    activations = most_activations(run, model, loss_fn, units, budget)
+    gradients = trained * (2 if run.world_size > 1 else 1)  # the all-reduce works on one flat copy
+    parts = f"gradients {megabytes(gradients)} + optimizer {megabytes(2 * trained)} + activations "
+    parts += megabytes(activations)
+    needed = gradients + 2 * trained + activations
+    if run.device.type == "cpu":
+        give_back_free_memory()
+        process, saving = resident_memory(), weights + 2 * trained
+        kernels = KERNELS if run.dtype == torch.bfloat16 else 0
+        heap = heap_memory() + needed + saving + kernels
+        needed += process + saving + kernels
+        kept = (GROWTH - 1) * needed
+        line = (
+            f"memory: process {megabytes(process)} (weights {megabytes(weights)}) + {parts} + copy while saving "
+            f"{megabytes(saving)} + compiled kernels {megabytes(kernels)} + freed memory kept {megabytes(kept)} "
+            f"= about {megabytes(needed + kept)}"
+        )
+        machine = machine_memory()
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # processes on this machine
+        if machine and needed * here > machine:
+            together = f" in each of {here} processes" if here > 1 else ""
+            raise ValueError(f"{line}{together}, and this machine has {megabytes(machine)}: {what_to_lower(args)}")
+        return f"{line} of {megabytes(machine)}" if machine else line, heap
+    needed += weights
+    line = f"memory: weights {megabytes(weights)} + {parts} = about {megabytes(needed)}"
+    if run.device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(run.device)
+        line += f" of {megabytes(free)} free"
+        if needed > free:
+            line += f"; this will probably not fit: {what_to_lower(args)}"
+    return line, 0
+
+
+def most_activations(run, model: nn.Module, loss_fn, units, budget: int) -> float:
+    """Bytes alive at once, at most, in the forward and backward pass of a full micro-batch, without gradients.
+
+    Measured on a few units that are most like the average one in their share of supervised tokens, of those that are
+    not shorter than half of all; a batch never holds more than all units.
+    """
+    share = abs(units.weights / units.lengths - units.weights.sum() / units.lengths.sum())
+    typical = np.flatnonzero(units.lengths >= np.median(units.lengths))
+    typical = typical[np.argsort(share[typical], kind="stable")]
+    before = random_state(run.device)
+    probes = []
+    rows = max(1, round(PROBE / np.median(units.lengths)))
+    for count in sorted({min(count, len(typical)) for count in (rows, 2 * rows)}):
+        batch = run.to_device(units.collate(np.sort(typical[:count])))
+        probes.append((batch["input_ids"].numel(), live_peak(run, model, loss_fn, batch)))
+    set_random_state(before, run.device)
+    (x0, y0), (x1, y1) = probes[0], probes[-1]
+    slope = (y1 - y0) / (x1 - x0) if x1 > x0 else y0 / x0
+    return max(0.0, y1 + slope * (min(budget, int(units.lengths.sum())) - x1))
+
+
+def live_peak(run, model: nn.Module, loss_fn, batch: dict[str, Tensor]) -> int:
+    """The most bytes alive at once that one micro-batch's forward and backward pass made, without its gradients."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)
+    with LivePeak() as counter:
+        with run.autocast():
+            loss, *_ = loss_fn(model, batch)
+        loss.backward()
+        del loss
+    for parameter in trained:
+        parameter.grad = None
+    return counter.peak
+
+
+class LivePeak(TorchDispatchMode):
+    """Counts the memory of all tensors that operations inside it return; ``peak`` is the most that was alive at once.
+
+    What an operation allocates and frees within itself is not seen.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.live = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        given = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                place = storage.data_ptr()
+                if place not in given | self._known:  # neither a view nor a result in place
+                    self._known.add(place)
+                    self.live += storage.nbytes()
+                    weakref.finalize(storage, self._freed, place, storage.nbytes())
+        self.peak = max(self.peak, self.live)
+        return result
+
+    def _freed(self, place: int, size: int) -> None:
+        self._known.discard(place)
+        self.live -= size
+
+
+# While training on a CPU
+
+
+def keep_freed_memory() -> None:
+    """Let the C library hand freed blocks out again, whatever their size.
+
+    glibc returns a block above 32 MB to the system as soon as it is freed, and gets the next one page by page, each
+    filled with zeros first. On a CPU, logits and activations are such blocks: keeping them made training of the 26M
+    model 1.26 times as fast (two cores). KeptMemory bounds what that costs.
+    """
+    if library := c_library("mallopt"):
+        for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1)):
+            library.mallopt(parameter, value)
+
+
+class KeptMemory:
+    """Bounds the freed memory that stays with the process from step to step.
+
+    The C library aligns a tensor within a slightly larger block and keeps the rest for small ones. Where such a small
+    block stays, the freed tensor's place is too small for the next tensor of even the same size, which is taken from
+    the system: without a bound a model of 0.5M parameters grew to 7.3 GB. So everything that is free is given back when
+    the process holds a fifth more than the run was measured to need; or more than a single step turned out to need.
+
+    Args: needed: heap of this process at its largest (memory_report); 0 where nothing is to be bounded.
+    """
+
+    def __init__(self, needed: int):
+        self.limit = GROWTH * needed
+        self._is_fresh = False
+
+    def end_step(self) -> None:
+        """Look at the memory after a step, in microseconds, and give back what is free when there is too much."""
+        held = heap_memory() if self.limit else 0
+        if held <= self.limit:
+            self._is_fresh = False
+            return
+        if self._is_fresh:  # one step needs as much
+            self.limit = held
+        give_back_free_memory()
+        self._is_fresh = True
+
+
+def give_back_free_memory() -> None:
+    """Return every free page of the C library's heap to the system; tens of milliseconds a gigabyte."""
+    if library := c_library("malloc_trim"):
+        library.malloc_trim(0)
+
+
+def c_library(function: str) -> ctypes.CDLL | None:
+    """The C library of this process if it has this function: glibc's are missing in musl, macOS and Windows."""
+    library = ctypes.CDLL(None) if os.name == "posix" else None
+    return library if hasattr(library, function) else None
+
+
+def resident_memory(process: int | str = "self") -> int:
+    """Physical memory of a process; where only this process' most so far is known (macOS), that; 0 on Windows."""
+    if pages := _statm(process):
+        return pages[1] * os.sysconf("SC_PAGE_SIZE")
+    if os.name != "posix":
+        return 0
+    import resource  # missing on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def heap_memory() -> int:
+    """Physical memory of this process without what it shares with files (libraries, the token cache); 0 off Linux."""
+    pages = _statm()
+    return (pages[1] - pages[2]) * os.sysconf("SC_PAGE_SIZE") if pages else 0
+
+
+def _statm(process: int | str = "self") -> list[int]:
+    """Linux' counts of a process' pages: size, resident, shared with files, ...; nothing elsewhere."""
+    path = Path(f"/proc/{process}/statm")
+    return [int(count) for count in path.read_text().split()] if path.exists() else []
+
+
+# Words
+
+
+def megabytes(count: float) -> str:
+    """``1234567890`` -> ``1,235 MB``."""
+    return f"{count / 1e6:,.0f} MB"
+
+
+def what_to_lower(args) -> str:
+    """The flags that save memory, with the values that keep the result the same where that is possible."""
+    half = max(1, args.batch_size // 2)
+    return (
+        f"lower --batch_size {args.batch_size} to {half} and raise --accumulation_steps {args.accumulation_steps} to "
+        f"{2 * args.accumulation_steps} (the step stays the same size), or lower --max_seq_len {args.max_seq_len}, "
+        f"--dim {args.dim} or --n_layers {args.n_layers}"
+    )
+
+
+@contextlib.contextmanager
+def out_of_memory_advice(args) -> Iterator[None]:
+    """Turn an out-of-memory error into a message that names the flags to lower. Raises SystemExit."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        # The CPU allocator raises a plain RuntimeError.
+        is_memory = not isinstance(error, RuntimeError) or isinstance(error, torch.OutOfMemoryError)
+        if not is_memory and "not enough memory" not in str(error) and "can't allocate memory" not in str(error):
+            raise
+        reason = (str(error).splitlines() or ["out of memory"])[0]
+        raise SystemExit(
+            f"out of memory: {reason}\n{what_to_lower(args)}. The last saved state is whole; with another --batch_size "
+            "start a new run from its weights (--from_weight), because the data plan changes."
+        ) from error
