@@ -83,7 +83,7 @@ def make_loss(args, teacher):
         )
         aux = balance_loss(output.aux_loss, batch)
         loss = nll + args.alpha * args.temperature**2 * kl + aux
-        weight = torch.tensor(float(len(batch["targets"])), device=nll.device)
+        weight = nll.new_full((), len(batch["targets"]))
         metrics = {"nll": nll, "kl": kl, "teacher_nll": teacher_nll}
         metrics |= moe_metrics(model, output, batch, supervised_per_row(batch))
         return loss, weight, {name: value.detach() for name, value in metrics.items()}

@@ -83,7 +83,7 @@ def make_loss(args, reference: Tensor):
             "chosen_logp": chosen_logp.sum(),
             "rejected_logp": rejected_logp.sum(),
         }
-        weight = torch.tensor(float(len(batch["pairs"])), device=policy.device)
+        weight = policy.new_full((), len(batch["pairs"]))
         metrics |= moe_metrics(model, output, batch, torch.full_like(policy, 0.5))
         return losses.sum() + aux, weight, {name: value.detach() for name, value in metrics.items()}
 

@@ -126,7 +126,7 @@ def group_visits(chosen: torch.Tensor, n_experts: int, block: int) -> tuple[torc
     rows = torch.arange(n_visits, device=chosen.device) + shift[expert]
     source = rows.new_zeros(n_rows).scatter(0, rows, order // top_k)
     place = torch.empty_like(rows).scatter(0, order, rows)
-    return source, place, offsets.index_fill(0, offsets.new_tensor([n_experts - 1]), n_rows).int()
+    return source, place, torch.cat((offsets[:-1], offsets.new_full((1,), n_rows))).int()
 
 
 def expert_share(router_logits: torch.Tensor, top_k: int, real: torch.Tensor | None = None) -> torch.Tensor:

@@ -248,12 +248,12 @@ def test_no_tracker_by_default_and_on_other_ranks(tmp_path):
 def test_numbers_are_read_once_and_wishes_are_remembered(tmp_path):
     watch = make_watch(tmp_path)
     watch.read()
-    watch.put(numbers(stop=1.0))
+    watch.put(numbers(stop=1.0).tolist)
     assert not watch.stop
     watch.read()
     watch.read()
     assert watch.stop and not watch.save_due and watch.progress.tokens == 12
-    watch.put(numbers(save=2.0))
+    watch.put(numbers(save=2.0).tolist)
     watch.read()
     assert watch.stop and watch.save_due
 
@@ -262,13 +262,13 @@ def test_a_spike_of_ten_sigma_is_told_and_counted(tmp_path, capsys):
     watch, rng = make_watch(tmp_path), np.random.default_rng(0)
     losses = (3 + 0.1 * rng.standard_normal(200)).tolist()
     for loss in losses:
-        watch.put(numbers(loss))
+        watch.put(numbers(loss).tolist)
         watch.read()
     assert watch.progress.spikes == 0 and "spike" not in capsys.readouterr().out
     recent = [float(np.float32(loss)) for loss in losses[-128:]]
     mean, sigma = statistics.fmean(recent), statistics.pstdev(recent)
     for loss, count in ((mean + 8 * sigma, 0), (mean + 15 * sigma, 1)):
-        watch.put(numbers(loss))
+        watch.put(numbers(loss).tolist)
         watch.read()
         assert watch.progress.spikes == count
     assert "loss spike" in capsys.readouterr().out
@@ -278,7 +278,7 @@ def test_outliers_do_not_hide_each_other(tmp_path):
     """With mean and standard deviation, three in the window made the next ones look ordinary."""
     watch, rng = make_watch(tmp_path), np.random.default_rng(0)
     for step, loss in enumerate(3 + 0.1 * rng.standard_normal(160)):
-        watch.put(numbers(20.0 if step >= 100 and step % 10 == 0 else loss))
+        watch.put(numbers(20.0 if step >= 100 and step % 10 == 0 else loss).tolist)
         watch.read()
     assert watch.progress.spikes == 6
 
@@ -286,7 +286,7 @@ def test_outliers_do_not_hide_each_other(tmp_path):
 def test_no_spike_is_told_before_there_is_something_to_compare_with(tmp_path):
     watch = make_watch(tmp_path)
     for loss in [3.0] * (SPIKE_MIN - 1) + [30.0]:
-        watch.put(numbers(loss))
+        watch.put(numbers(loss).tolist)
         watch.read()
     assert watch.progress.spikes == 0
 
@@ -294,9 +294,9 @@ def test_no_spike_is_told_before_there_is_something_to_compare_with(tmp_path):
 def test_five_skipped_steps_in_a_row_are_failing_four_are_not(tmp_path):
     watch = make_watch(tmp_path)
     for skipped in (1, 1, 1, 1, 0, 1, 1, 1, 1):
-        watch.put(numbers(skipped=skipped))
+        watch.put(numbers(skipped=skipped).tolist)
         watch.read()
         assert not watch.is_failing
-    watch.put(numbers(skipped=1))
+    watch.put(numbers(skipped=1).tolist)
     watch.read()
     assert watch.is_failing and watch.progress.skipped == 9

@@ -44,21 +44,21 @@ class Evaluation:
         if not len(self.heldout):
             return {}
         token_bytes = torch.from_numpy(ChatFormat(self.tokenizer).token_bytes())
-        names: list[str] = []
-        sums = torch.zeros(0, dtype=torch.float64)
+        names, rows = [], []
         model.eval()
         budget = max(tokens_per_batch, int(self.heldout.lengths.max()) + 15)
+        collate = run.pinned(self.heldout.collate)
         for ids in plan_batches(self.heldout.lengths, budget, seed=0, epoch=0)[run.rank :: run.world_size]:
-            batch = self.heldout.collate(ids)
-            byte_count = token_bytes[batch["targets"]].sum()
+            batch = collate(ids)
+            byte_count = int(token_bytes[batch["targets"]].sum())
             with run.autocast():
                 loss, weight, metrics = loss_fn(model, run.to_device(batch))
             values = {"loss": loss, "weight": weight, "bytes": byte_count, "targets": len(batch["targets"]), **metrics}
-            numbers = torch.stack([torch.as_tensor(v).detach().double().cpu() for v in values.values()])
-            names, sums = list(values), numbers if not names else sums + numbers
+            names = list(values)
+            rows.append(run.stack(values.values()))
         model.train()
         names = run.from_main(names)
-        sums = sums if len(sums) else torch.zeros(len(names), dtype=torch.float64)
+        sums = torch.stack(rows).cpu().double().sum(0) if rows else torch.zeros(len(names), dtype=torch.float64)
         total = dict(zip(names, run.sum_over_ranks(sums.to(run.device, torch.float32)).tolist(), strict=True))
         weight, byte_count, targets = max(total.pop("weight"), 1.0), total.pop("bytes"), total.pop("targets")
         measured = {f"heldout_{name}": value / weight for name, value in total.items()}

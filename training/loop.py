@@ -109,7 +109,7 @@ def train(
             look(is_early=True)
         meter.reset()
 
-        collate, depth = data.train.collate, args.num_workers
+        collate, depth = run.pinned(data.train.collate), args.num_workers
         for micro_batches in steps_left(run, collate, plan, args.epochs, window, progress, meter, depth):
             lr = lr_at(progress.step, total_steps, args.learning_rate, args.warmup_iters, args.lr_schedule)
             place = place_in_epoch(progress, batches, window)
@@ -119,11 +119,11 @@ def train(
                 meter.names = [*run.from_main(names), "stop", "save", "grad_norm", "skipped"]
             if not names:
                 sums = torch.zeros(len(meter.names) - 4, device=run.device)
-            wishes = torch.tensor([float(bool(run.stop_signal)), float(saver.is_time())], device=run.device)
+            wishes = run.stack([float(bool(run.stop_signal)), float(saver.is_time())])
             sums, norm, skipped = updater.step(torch.cat([sums, wishes]), 1 / budget, lr)
 
             watch.read()  # the step before: its numbers have arrived, nobody waits
-            watch.put(torch.cat([sums, norm[None], skipped[None]]))
+            watch.put(run.fetch(torch.cat([sums, norm[None], skipped[None]])))
             progress.step += 1
             report.step_done()
             kept.end_step()
@@ -236,8 +236,8 @@ def add_gradients(
         with run.autocast():
             loss, weight, metrics = loss_fn(updater.model, batch)
         updater.backward(loss * scale)
-        values = {"loss": loss.detach(), "weight": weight, **counted, **metrics}
-        numbers = torch.stack([torch.as_tensor(v, dtype=torch.float32, device=run.device) for v in values.values()])
+        values = {"loss": loss, "weight": weight, **counted, **metrics}
+        numbers = run.stack(values.values())
         names, sums = list(values), numbers if not names else sums + numbers
         tell(names, sums)
     return names, sums

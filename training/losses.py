@@ -61,7 +61,9 @@ def chunks(count: int) -> list[slice]:
 def supervised_per_row(batch: dict[str, Tensor]) -> Tensor:
     """(B,) int64: how many supervised tokens each row of the batch holds."""
     rows, width = batch["input_ids"].shape
-    return torch.bincount(batch["positions"] // width, minlength=rows)
+    positions = batch["positions"]
+    # torch.bincount would make the host wait for the device to learn how long its result is.
+    return positions.new_zeros(rows * width).scatter(0, positions, 1).view(rows, width).sum(1)
 
 
 def answer_logprobs(logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
@@ -120,5 +122,5 @@ def next_token_loss(model, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, di
     output = supervised_forward(model, batch)
     nll = token_nll(output.logits, batch["targets"]).sum()
     aux = balance_loss(output.aux_loss, batch)
-    weight = torch.tensor(float(len(batch["targets"])), device=nll.device)
+    weight = nll.new_full((), len(batch["targets"]))
     return nll + aux, weight, {"nll": nll.detach(), **moe_metrics(model, output, batch, supervised_per_row(batch))}

@@ -72,8 +72,9 @@ def _why_no_room(path: Path, table: Tensor) -> str | None:
 def fill_logprobs(run: Run, model: nn.Module, pairs: Pairs, table: Tensor) -> None:
     """Write the log-probabilities of this rank's share of ``pairs`` into their rows of ``table`` (P, 2)."""
     budget = max(int(pairs.lengths.max()) + 15, round(32 * float(pairs.lengths.mean())))
+    collate = run.pinned(pairs.collate)
     for ids in plan_batches(pairs.lengths, budget, seed=0, epoch=0)[run.rank :: run.world_size]:
-        batch = run.to_device(pairs.collate(ids))
+        batch = run.to_device(collate(ids))
         with run.autocast():
             output = model(batch["input_ids"], lengths=batch["lengths"], supervised=batch["positions"])
         table[batch["pairs"]] = answer_logprobs(output.logits, batch).view(2, -1).T

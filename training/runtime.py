@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -70,11 +70,45 @@ class Run:
         """Loss scaling for float16, whose smallest number is 6e-8; bfloat16 has float32's range and needs none."""
         return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
 
+    def pinned(self, collate: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str, Tensor]]:
+        """``collate`` with its batches in pinned memory, from where a GPU copies while the host goes on.
+
+        Pinning takes time, so let `prefetch`'s thread do it. Without a GPU there is nothing to pin for.
+        """
+        if self.device.type != "cuda":
+            return collate
+
+        def collate_pinned(ids: np.ndarray) -> dict[str, Tensor]:
+            torch.cuda.set_device(self.device)  # each thread starts on GPU 0, where rank 1 has no business
+            return {name: tensor.pin_memory() for name, tensor in collate(ids).items()}
+
+        return collate_pinned
+
     def to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Move a batch; from pinned memory, so that the copy to a GPU overlaps with compute."""
-        if self.device.type == "cuda":
-            return {name: tensor.pin_memory().to(self.device, non_blocking=True) for name, tensor in batch.items()}
-        return {name: tensor.to(self.device) for name, tensor in batch.items()}
+        """Move a batch made by a `pinned` collate; nobody waits for the copy, the device takes work in order."""
+        return {name: tensor.to(self.device, non_blocking=self.device.type == "cuda") for name, tensor in batch.items()}
+
+    def stack(self, numbers: Iterable[Tensor | float]) -> Tensor:
+        """Scalar tensors and Python's numbers (K) as one tensor (K,) float32 on the device, without waiting for it.
+
+        The device fills in what Python knows; ``torch.tensor`` would make the host wait for a copy.
+        """
+        tensors = (n if isinstance(n, Tensor) else torch.full((), n, device=self.device) for n in numbers)
+        return torch.stack([tensor.detach().float() for tensor in tensors])
+
+    def fetch(self, values: Tensor) -> Callable[[], list[float]]:
+        """Start copying numbers to the host; calling the result waits for what the device had to do before, not for
+        what it was told later, as ``values.tolist()`` then would."""
+        if self.device.type != "cuda":
+            return values.tolist
+        copy, arrived = values.to("cpu", non_blocking=True), torch.cuda.Event()
+        arrived.record()
+
+        def read() -> list[float]:
+            arrived.synchronize()
+            return copy.tolist()
+
+        return read
 
     def compile(self, model: nn.Module, use_compile: bool | None) -> nn.Module:
         """torch.compile where it pays (CUDA) or is asked for: two graphs, one for batches of a single row.

@@ -2,8 +2,7 @@
 
 import statistics
 from collections import deque
-
-from torch import Tensor
+from collections.abc import Callable
 
 from .checkpoint import Progress
 from .report import Meter, Report
@@ -13,7 +12,7 @@ SPIKE_SIGMA, SPIKE_WINDOW, SPIKE_MIN = 10, 128, 32
 
 
 class Watch:
-    """Reads each step's numbers one step late, when they have arrived on their own: nobody waits for the device.
+    """Reads each step's numbers one step late, when they have arrived on their own: the device always has work.
 
     stop, save_due: somebody, on any rank, asked the run to stop or to save.
     """
@@ -21,18 +20,18 @@ class Watch:
     def __init__(self, meter: Meter, progress: Progress, report: Report):
         self.meter, self.progress, self.report = meter, progress, report
         self.stop = self.save_due = False
-        self._unread: Tensor | None = None
+        self._unread: Callable[[], list[float]] | None = None
         self._losses: deque[float] = deque(maxlen=SPIKE_WINDOW)
 
-    def put(self, values: Tensor) -> None:
-        """Take the numbers of the step just made, in the order of ``meter.names``; they stay on the device for now."""
-        self._unread = values
+    def put(self, numbers: Callable[[], list[float]]) -> None:
+        """Take the numbers of the step just made, in the order of ``meter.names``, on their way here: `Run.fetch`."""
+        self._unread = numbers
 
     def read(self) -> None:
         """Fetch the last numbers and act on them; nothing happens if there are none, or they were read before."""
         if self._unread is None:
             return
-        numbers, self._unread = self.meter.add(self._unread.tolist()), None
+        numbers, self._unread = self.meter.add(self._unread()), None
         progress = self.progress
         progress.tokens += int(numbers["tokens"])
         self.stop |= bool(numbers["stop"])
