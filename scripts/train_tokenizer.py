@@ -1,6 +1,6 @@
 """Train a byte-level BPE tokenizer for Chinese and English on your own data.
 
-    python scripts/train_tokenizer.py --data_path dataset/pretrain_hq.jsonl dataset/sft_mini_512.jsonl --weights 7 1
+    python scripts/train_tokenizer.py --data_path dataset/pretrain_hq.jsonl dataset/sft_mini_512.jsonl --weights 2 1
 
 Reads   jsonl files of any stage: {"text"}, {"conversations"} or {"chosen", "rejected"}
 Writes  a directory that `AutoTokenizer.from_pretrained` loads (default out/tokenizer)
@@ -8,7 +8,9 @@ Writes  a directory that `AutoTokenizer.from_pretrained` loads (default out/toke
 Byte-pair encoding starts from the 256 bytes and, again and again, makes one token of the most frequent pair of
 neighbours (Sennrich et al. 2016, https://arxiv.org/abs/1508.07909; on bytes: Radford et al. 2019). With bytes no text
 is ever unknown. In a small model the embedding is a large share of all weights, hence only 6,400 entries.
-One text in fifty is held out (by its hash, so it is never trained on) and shows how well the result compresses.
+One text in fifty is held out (by its hash, so it is never trained on) and shows how well the result compresses, next to
+the tokenizer of --compare on the same text. 6,400 entries are few, so what helps one kind of text hurts another: give
+each kind a file and its part of the sample with --weights, and look at all of them.
 """
 
 import argparse
@@ -33,7 +35,9 @@ from model.loading import TOKENIZER_DIR  # noqa: E402
 from training.flags import BriefParser, non_empty, real, whole  # noqa: E402
 
 HELDOUT_ONE_IN = 50
-HELDOUT_BYTES = 2_000_000  # of each file and language: enough for three digits
+HELDOUT_BYTES = 2_000_000  # of each file, language and kind: enough for three digits
+LANGUAGES = ("zh", "en")
+KINDS = {None: "texts", "user": "questions", "assistant": "answers"}  # what is measured, by role
 
 
 def read_texts(path: Path) -> Iterator[tuple[str | None, str]]:
@@ -86,31 +90,30 @@ class ByteSample:
 
 
 def sample_texts(
-    paths: list[Path], max_mb: float, weights: list[float] | None = None, english_share: float = 0.46, seed: int = 42
+    paths: list[Path], max_mb: float, weights: list[float] | None = None, seed: int = 42
 ) -> tuple[list[str], dict[str, list[str]]]:
     """(training texts, held-out texts by group), in one pass that holds no more than the sample in memory.
 
-    The files' parts of the sample stand in the ratio of `weights` (equal by default) whatever their sizes, and
-    `english_share` of each part is English as far as the file has it. Messages are trained on as the model sees them,
-    behind their role; of the held-out ones only answers are measured.
+    The files' parts of the sample stand in the ratio of `weights` (equal by default), whatever their sizes, as far as a
+    file has so much. Messages are trained on as the model sees them, behind their role. Held-out questions and answers
+    are measured apart: users write unlike assistants.
     """
     rng = random.Random(seed)
     weights = weights or [1.0] * len(paths)
-    shares = {"zh": 1 - english_share, "en": english_share}
     train, heldout = [], {}
     for path, weight in zip(paths, weights, strict=True):
-        part = weight / sum(weights) * max_mb * 1e6
-        kept = {name: ByteSample(share * part, rng) for name, share in shares.items()}
-        unseen = {name: ByteSample(HELDOUT_BYTES, rng) for name in shares}
+        kept = ByteSample(weight / sum(weights) * max_mb * 1e6, rng)
+        unseen = {
+            f"{path.name} {x} {kind}": ByteSample(HELDOUT_BYTES, rng) for kind in KINDS.values() for x in LANGUAGES
+        }
         for role, text in read_texts(path):
             if not is_heldout(text):
-                kept[language(text)].add(f"{role}\n{text}" if role else text)
-            elif role in (None, "assistant"):
-                unseen[language(text)].add(text)
-        for name in shares:
-            train += kept[name].texts()
-            heldout[f"{path.name} {name}"] = unseen[name].texts()
-            print(f"{path.name}: {kept[name].n_bytes / 1e6:.1f} MB of {name} to train on", flush=True)
+                kept.add(f"{role}\n{text}" if role else text)
+            elif role in KINDS:
+                unseen[f"{path.name} {language(text)} {KINDS[role]}"].add(text)
+        train += kept.texts()
+        heldout |= {group: sample.texts() for group, sample in unseen.items()}
+        print(f"{path.name}: {kept.n_bytes / 1e6:.1f} MB to train on", flush=True)
     return train, heldout
 
 
@@ -130,11 +133,11 @@ def sample_code(max_bytes: float) -> tuple[list[str], list[str]]:
     return train, heldout
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int = 6400, max_token_bytes: int = 24) -> Tokenizer:
+def train_tokenizer(texts: Iterable[str], vocab_size: int = 6400, max_token_bytes: int = 16) -> Tokenizer:
     """Byte-level BPE of exactly `vocab_size` entries, special tokens first. Raises ValueError if the texts are too few.
 
     Digits stay single, so that a number looks the same wherever it stands. No token is longer than `max_token_bytes`
-    (eight Chinese characters): longer ones are stock phrases of one source, which waste entries elsewhere.
+    (five Chinese characters): longer ones are stock phrases of one source, which waste entries elsewhere.
     """
     smallest = len(SPECIAL_TOKENS) + 256
     if not smallest < vocab_size <= 65536:
@@ -189,18 +192,33 @@ def save_tokenizer(tokenizer: Tokenizer, out_dir: Path) -> None:
     (out_dir / "chat_template.jinja").write_text(template, encoding="utf-8")
 
 
-def report(tokenizer: PreTrainedTokenizerFast, heldout: dict[str, list[str]]) -> list[str]:
-    """Lines about the vocabulary, and about each group of texts: compression, byte pieces, round trip."""
+def count_tokens(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> int:
+    return sum(
+        len(encoding.ids) for encoding in tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
+    )
+
+
+def report(
+    tokenizer: PreTrainedTokenizerFast,
+    heldout: dict[str, list[str]],
+    other: PreTrainedTokenizerFast | None = None,
+) -> list[str]:
+    """Lines about the vocabulary, and about each group of texts: compression, byte pieces, round trip.
+
+    With `other`, its bytes per token on the same text and by how much this tokenizer's are more.
+    """
     chat_format = ChatFormat(tokenizer)
     shown = [tokenizer.decode([i]) for i in range(len(tokenizer))]
     pieces = {i for i, text in enumerate(shown) if "\ufffd" in text}  # tokens that are no whole characters
     han = [text for text in shown if re.search("[\u3400-\u9fff]", text)]
+    compared = f"{'other':>8}{'more':>8}" if other else ""
     lines = [
         f"{len(tokenizer)} entries: {len(han)} with Han characters ({sum(len(text) == 1 for text in han)} of them "
         f"one character), {len(pieces)} with parts of characters",
         f"longest tokens: {' '.join(map(repr, sorted(shown[len(SPECIAL_TOKENS) :], key=len)[-10:]))}",
         f"longest with Han characters: {' '.join(sorted(han, key=len)[-10:])}",
-        f"{'held-out text':28}{'MB':>8}{'bytes/token':>13}{'chars/token':>13}{'byte pieces':>13}{'round trip':>12}",
+        f"{'held-out text':36}{'MB':>8}{'bytes/token':>13}{compared}"
+        f"{'chars/token':>13}{'byte pieces':>13}{'round trip':>12}",
     ]
     for group, texts in heldout.items():
         encoded = [ids[1:-1] for ids in chat_format.encode_texts(texts)]
@@ -210,8 +228,11 @@ def report(tokenizer: PreTrainedTokenizerFast, heldout: dict[str, list[str]]) ->
         n_bytes, n_chars = sum(len(text.encode()) for text in texts), sum(map(len, texts))
         n_pieces = sum(i in pieces for ids in encoded for i in ids)
         exact = sum(tokenizer.decode(ids) == text for ids, text in zip(encoded, texts, strict=True))
+        if other:
+            n_other = count_tokens(other, texts)
+            compared = f"{n_bytes / n_other:8.3f}{n_other / n_tokens - 1:+8.1%}"
         lines.append(
-            f"{group:28}{n_bytes / 1e6:8.2f}{n_bytes / n_tokens:13.3f}{n_chars / n_tokens:13.3f}"
+            f"{group:36}{n_bytes / 1e6:8.2f}{n_bytes / n_tokens:13.3f}{compared}{n_chars / n_tokens:13.3f}"
             f"{n_pieces / n_tokens:13.2%}{'all' if exact == len(texts) else f'{exact}/{len(texts)}':>12}"
         )
     return lines
@@ -235,6 +256,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         type=real(1e-6, 1e6),
         help="parts of the sample the files give, e.g. 7 1 (default: equal ones)",
     )
+    add("--compare", type=non_empty, metavar="DIR", help="measure this tokenizer on the same held-out text too")
     add("--out_dir", type=non_empty, default="out/tokenizer", help="directory to write (default: %(default)s)")
     add("--overwrite", action="store_true", help="replace the tokenizer that is in --out_dir")
     add(
@@ -249,17 +271,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default=50,
         help="size of the sample; the default %(default)s takes some minutes",
     )
-    add("--english_share", type=real(0, 1), default=0.46, help="share of English in the sample (%(default)s)")
     add(
         "--code_share",
         type=real(0, 1),
-        default=0.0061,
+        default=0.004,
         help="Python source on top, relative to the sample (%(default)s)",
     )
     add(
         "--max_token_bytes",
         type=whole(1, 1000),
-        default=24,
+        default=16,
         help="longest token; a Chinese character is 3 bytes (%(default)s)",
     )
     add("--seed", type=whole(0, 2**63 - 1), default=42, help="decides which texts are sampled (%(default)s)")
@@ -276,6 +297,8 @@ def find_problems(args: argparse.Namespace) -> list[str]:
     ]
     if args.weights and len(args.weights) != len(args.data_path):
         problems.append(f"--weights {args.weights}: give one number for each of the {len(args.data_path)} files")
+    if args.compare and not os.path.isfile(os.path.join(args.compare, "tokenizer.json")):
+        problems.append(f"--compare {args.compare}: has no tokenizer.json: give the directory of a tokenizer")
     if os.path.exists(args.out_dir / "tokenizer.json") and not args.overwrite:
         problems.append(
             f"--out_dir {args.out_dir}: already holds a tokenizer, and models trained with it need it: choose another "
@@ -287,14 +310,15 @@ def find_problems(args: argparse.Namespace) -> list[str]:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     try:
-        train, heldout = sample_texts(args.data_path, args.max_mb, args.weights, args.english_share, args.seed)
+        train, heldout = sample_texts(args.data_path, args.max_mb, args.weights, args.seed)
         n_bytes = sum(len(text.encode()) for text in train)
         code, heldout["Python code"] = sample_code(args.code_share * n_bytes)
         tokenizer = train_tokenizer(train + code, args.vocab_size, args.max_token_bytes)
         save_tokenizer(tokenizer, args.out_dir)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    print("\n".join(report(AutoTokenizer.from_pretrained(args.out_dir), heldout)))
+    other = AutoTokenizer.from_pretrained(args.compare) if args.compare else None
+    print("\n".join(report(AutoTokenizer.from_pretrained(args.out_dir), heldout, other)))
     print(f"written: {args.out_dir}")
 
 

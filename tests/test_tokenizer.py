@@ -7,7 +7,7 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from model.chat_format import SPECIAL_TOKENS, TAGS
 from model.loading import TOKENIZER_DIR
@@ -132,11 +132,40 @@ def test_train(corpus, tmp_path, capsys):
     for text in SAMPLES:
         assert trained.decode(trained.encode(text)) == text
     printed = capsys.readouterr().out
-    assert "600 entries" in printed and "corpus.jsonl zh" in printed and "corpus.jsonl en" in printed
+    assert "600 entries" in printed and "corpus.jsonl zh texts" in printed and "corpus.jsonl en texts" in printed
     assert "Python code" in printed and f"written: {out}" in printed
 
     run(*options, "--out_dir", tmp_path / "again")
     assert (tmp_path / "again/tokenizer.json").read_bytes() == (out / "tokenizer.json").read_bytes()
+
+
+def test_the_report_compares_with_another_tokenizer():
+    small = PreTrainedTokenizerFast(tokenizer_object=script.train_tokenizer(["abc " * 50], vocab_size=273))
+    heldout = {
+        "some zh questions": ["世界上最高的山是珠穆朗玛峰。"],
+        "some en answers": ["Water boils at 100 degrees."],
+    }
+    alone, compared = script.report(tokenizer, heldout), script.report(tokenizer, heldout, small)
+    assert len(alone) == len(compared) and "other" not in alone[3]
+    assert alone[3].split()[:4] == ["held-out", "text", "MB", "bytes/token"]
+    assert compared[3].split()[:6] == ["held-out", "text", "MB", "bytes/token", "other", "more"]
+    for line, texts in zip(compared[4:], heldout.values(), strict=True):
+        ours, theirs, more = line.split()[4:7]
+        n_bytes = len(texts[0].encode())
+        assert float(ours) == pytest.approx(n_bytes / len(tokenizer.encode(texts[0])), abs=6e-4)
+        assert float(theirs) == pytest.approx(n_bytes / len(small.encode(texts[0])), abs=6e-4)
+        assert float(more.rstrip("%")) / 100 == pytest.approx(float(ours) / float(theirs) - 1, abs=2e-3)
+
+
+def test_questions_and_answers_are_measured_apart(tmp_path):
+    path = tmp_path / "chat.jsonl"
+    rows = [[{"role": "user", "content": f"问{i}"}, {"role": "assistant", "content": f"答{i}"}] for i in range(300)]
+    path.write_text("".join(json.dumps({"conversations": row}) + "\n" for row in rows), encoding="utf-8")
+    _, heldout = script.sample_texts([path], max_mb=1)
+    questions, answers = heldout["chat.jsonl zh questions"], heldout["chat.jsonl zh answers"]
+    assert (
+        questions and answers and {text[0] for text in questions} == {"问"} and {text[0] for text in answers} == {"答"}
+    )
 
 
 def test_an_existing_tokenizer_is_never_replaced_unasked(corpus, tmp_path, capsys):
@@ -157,7 +186,8 @@ def test_an_existing_tokenizer_is_never_replaced_unasked(corpus, tmp_path, capsy
     ("arguments", "message"),
     [
         (["--data_path", "missing.jsonl"], "missing.jsonl: no such file.*dataset/sample/pretrain.jsonl"),
-        (["--english_share", "2"], "--english_share 2: must be a number from 0 to 1"),
+        (["--code_share", "2"], "--code_share 2: must be a number from 0 to 1"),
+        (["--compare", "missing"], "--compare missing: has no tokenizer.json.*directory"),
         (["--weights", "1", "2"], "one number for each of the 1 files"),
         (["--vocab_size", "70000"], "--vocab_size 70000: .*from 273 to 65536"),
         (["--vocab_size", "100"], "--vocab_size 100: .*from 273"),
@@ -194,16 +224,14 @@ def test_heldout_texts_are_never_trained_on(corpus):
 def test_sample_is_limited_and_balanced(corpus, tmp_path):
     other = tmp_path / "other.jsonl"
     other.write_text('{"text": "另一个文件"}\n' * 1000, encoding="utf-8")
-    train, _ = script.sample_texts([corpus, other], max_mb=0.02, weights=[3, 1], english_share=0.5)
+    train, _ = script.sample_texts([corpus, other], max_mb=0.02, weights=[3, 1])
     n_bytes = {True: 0, False: 0}
     for text in train:
         n_bytes[text == "另一个文件"] += len(text.encode())
-    assert n_bytes[False] <= 15_000 and 2_000 < n_bytes[True] <= 2_500
-    english = sum(len(text) for text in train if text.isascii())
-    assert 6_500 < english <= 7_500
+    assert 14_000 < n_bytes[False] <= 15_000 and 4_500 < n_bytes[True] <= 5_000
 
 
 def test_texts_with_special_tokens_train_no_merge_into_them():
-    trained = script.train_tokenizer(["<think></s>" * 50 + "abcdefgh" * 50] * 9, vocab_size=280)
+    trained = script.train_tokenizer(["<think></s>" * 50 + "abcdefgh" * 50] * 9, vocab_size=280, max_token_bytes=24)
     plain = tokenizers.Tokenizer.from_str(json.dumps({**json.loads(trained.to_str()), "added_tokens": []}))
     assert min(plain.encode("<think></s>").ids) >= 16
