@@ -104,7 +104,7 @@ def test_data_under_another_name_is_the_same_data(tmp_path, write_jsonl):
 
     with pytest.raises(SystemExit) as stopped, pytest.MonkeyPatch.context() as patches:
         patches.setattr("train_pretrain.next_token_loss", interrupt_at(4))
-        patches.setattr("training.loop.memory_report", lambda *args: "")
+        patches.setattr("training.loop.memory_report", lambda *args: ("", 0))
         run("--data_path", str(data))
     assert stopped.value.code == 128 + signal.SIGTERM
     run("--data_path", str(data.rename(tmp_path / "after.jsonl")), "--resume")

@@ -71,7 +71,7 @@ def life(request, tmp_path_factory) -> Life:
     run(train_full_sft, "sft.jsonl", 40, "--epochs 3 --learning_rate 3e-3")
     run(train_full_sft, "sft.jsonl", 40, "--epochs 8 --learning_rate 5e-3 --from_weight none", TEACHER)
     run(train_dpo, "dpo.jsonl", 16, "--epochs 3 --learning_rate 1e-3")
-    run(train_lora, "lora_identity.jsonl", 60, "--epochs 8 --learning_rate 2e-2")
+    run(train_lora, "lora_identity.jsonl", 60, "--epochs 8 --learning_rate 1e-2")
     teacher = f"--teacher_dim 48 --teacher_n_layers 3 --teacher_use_moe {request.param}"
     run(train_distillation, "sft.jsonl", 40, f"--epochs 3 --learning_rate 3e-3 {teacher}")
     run(train_distill_reason, "reason.jsonl", 20, "--epochs 3 --learning_rate 3e-3")
