@@ -33,7 +33,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--from_weight", type=non_empty, default="full_sft", help="weights that it was trained on (%(default)s)"
     )
-    parser.add_argument("--merge_to", type=file_name, metavar="NAME", help="write full weights under this name")
+    parser.add_argument("--merge_to", type=file_name, metavar="NAME", help="write full weights under this new name")
     parser.add_argument("--peft_dir", type=non_empty, metavar="DIR", help="write the adapter for peft")
     parser.add_argument(
         "--base_model", type=non_empty, help="noted in the peft directory: the base model's name or directory"
@@ -57,18 +57,23 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     with plain_errors():
         config = LMConfig(dim=args.dim, n_layers=args.n_layers, use_moe=args.use_moe)
+        merged_path = weights_path(args.out_dir, args.merge_to, config) if args.merge_to else None
+        if merged_path and merged_path.exists():  # the base weights, perhaps: nothing could bring them back
+            raise FileExistsError(f"{merged_path} exists: choose another name for --merge_to, or remove the file")
         adapter = read_lora(lora_path(args.out_dir, args.lora_name, config), config)
         if args.peft_dir:
             write_peft(adapter, args.peft_dir, args.base_model)
             print(args.peft_dir)
-        if args.merge_to:
+        if merged_path:
             model = load_model(config, weights_path(args.out_dir, args.from_weight, config))
             load_lora(model, adapter)
             merge_lora(model)
-            path = weights_path(args.out_dir, args.merge_to, config)
-            save_weights(model.state_dict(), path)
-            print(path)
+            save_weights(model.state_dict(), merged_path)
+            print(merged_path)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:  # files are written all or nothing
+        sys.exit(130)
