@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pickle
+import shlex
 import struct
 import zipfile
 from collections.abc import Iterator
@@ -256,10 +257,17 @@ def _make_command(path: Path, config: LMConfig) -> str | None:
     stage = next((name for name in STAGE_SCRIPTS if path.name == weights_path("", name, config).name), None)
     if stage is None:
         return None
-    flags = f" --dim {config.dim} --n_layers {config.n_layers}" + (" --use_moe True" if config.use_moe else "")
-    if path.parent != Path("out"):
-        flags += f" --out_dir {path.parent}"
-    return f"python {STAGE_SCRIPTS[stage]}{flags}"
+    return training_command([STAGE_SCRIPTS[stage]], config, path.parent)
+
+
+def training_command(words: list[str], config: LMConfig, out_dir: Path) -> str:
+    """`python WORDS` for a model of this size and a directory of weights, quoted for the shell."""
+    flags = ["--dim", str(config.dim), "--n_layers", str(config.n_layers)]
+    if config.use_moe:
+        flags += ["--use_moe", "True"]
+    if out_dir != Path("out"):
+        flags += ["--out_dir", str(out_dir)]
+    return shlex.join(["python", *words, *flags])
 
 
 def _of_other_sizes(path: Path, config: LMConfig) -> str:
@@ -270,7 +278,7 @@ def _of_other_sizes(path: Path, config: LMConfig) -> str:
         with contextlib.suppress(ValueError):  # a damaged one helps nobody
             if sizes := _describe(read_state_dict(file, make_with=None)):
                 flags = f"--dim {sizes['dim']} --n_layers {sizes['n_layers']}" + " --use_moe" * sizes["use_moe"]
-                found.append(f"{file.parent} holds {file.name}: pass {flags} --out_dir {file.parent}")
+                found.append(f"{file.parent} holds {file.name}: pass {flags} --out_dir {shlex.quote(str(file.parent))}")
     return "\n  ".join(found)
 
 

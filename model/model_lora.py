@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from .LMConfig import LMConfig
-from .loading import check_finite, read_state_dict, weights_path
+from .loading import check_finite, read_state_dict, training_command, weights_path
 from .moe import Experts, grouped_linear
 
 Adapter = dict[str, torch.Tensor]
@@ -262,9 +262,7 @@ def read_lora(path: str | Path, config: LMConfig) -> Adapter:
     path = Path(path)
     if path.is_dir():
         return _read_peft(path)
-    name = path.stem.removesuffix("_moe").removesuffix(f"_{config.dim}")
-    command = f"python train_lora.py --lora_name {name} --dim {config.dim} --n_layers {config.n_layers}"
-    command += " --use_moe True" if config.use_moe else ""
+    command = _make_command(path, config)
     adapter = {}
     for name, tensor in read_state_dict(path, command).items():
         target, is_lora, side = name.removeprefix("module.").removeprefix("_orig_mod.").partition(".lora.")
@@ -281,6 +279,14 @@ def read_lora(path: str | Path, config: LMConfig) -> Adapter:
         adapter[f"{target}.lora.{side}"] = tensor
     check_finite(path, adapter, command)
     return adapter
+
+
+def _make_command(path: Path, config: LMConfig) -> str | None:
+    """The command that writes exactly this file; None if train_lora.py writes none of this name or place."""
+    name = path.name.removesuffix(weights_path("", "", config).name)  # lora_a_512.pth -> lora_a
+    if name == path.name or path.parent.name != "lora":
+        return None
+    return training_command(["train_lora.py", "--lora_name", name], config, path.parent.parent)
 
 
 def _rotate_half_order(B: torch.Tensor, head_dim: int) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """LoRA: the formula, merging and switching, MiniMind's files, and the stage; peft is in test_lora_peft.py."""
 
+import shlex
 import subprocess
 import sys
 
@@ -17,6 +18,7 @@ from model.model_lora import (
     adaptable_weights,
     apply_lora,
     load_lora,
+    lora_path,
     lora_state_dict,
     merge_lora,
     read_lora,
@@ -255,7 +257,7 @@ def test_what_does_not_fit_is_refused_with_a_remedy(tmp_path):
     with pytest.raises(ValueError, match="rank 0"):
         apply_lora(small_model(), rank=0)
     config = small_model().config
-    with pytest.raises(FileNotFoundError, match="run `python train_lora.py"):
+    with pytest.raises(FileNotFoundError, match="none.pth not found: check the path"):
         read_lora(tmp_path / "none.pth", config)
     save_weights(small_model().state_dict(), tmp_path / "full.pth")
     with pytest.raises(ValueError, match="no LoRA file"):
@@ -353,8 +355,22 @@ def test_eval_takes_upstreams_none_and_a_path_and_names_what_is_missing(ask, tmp
     code, answers, printed = ask(["你好"], "--lora_name", "lora_c")
     assert code == 2 and not answers
     assert (
-        "lora_c_16.pth not found: run `python train_lora.py --lora_name lora_c --dim 16 --n_layers 1` first" in printed
+        "lora_c_16.pth not found: run `python train_lora.py --lora_name lora_c --dim 16 --n_layers 1 "
+        f"--out_dir {tmp_path}` first" in printed
     )
+
+
+def test_the_remedy_for_a_missing_adapter_makes_exactly_that_file(tmp_path):
+    config = LMConfig(dim=16, n_layers=1)
+    with pytest.raises(FileNotFoundError) as error:
+        read_lora(lora_path(tmp_path / "my runs", "a b", config), config)
+    words = shlex.split(str(error.value).split("`")[1])
+    assert words[:4] == ["python", "train_lora.py", "--lora_name", "a b"]
+    assert words[-2:] == ["--out_dir", str(tmp_path / "my runs")]
+    with pytest.raises(FileNotFoundError, match="--n_layers 1` first"):
+        read_lora(lora_path("out", "nope", config), config)
+    with pytest.raises(FileNotFoundError, match="elsewhere.pth not found: check the path"):
+        read_lora(tmp_path / "elsewhere.pth", config)
 
 
 def test_convert_lora_merges_and_exports(ask, tmp_path):
@@ -368,4 +384,8 @@ def test_convert_lora_merges_and_exports(ask, tmp_path):
     assert ask(["你好"], "--weight", "merged")[1] == expected
     assert ask(["你好"], "--lora_name", str(tmp_path / "peft"))[1] == expected
     assert ask(["你好"])[1] != expected
+    taken = (tmp_path / "merged_16.pth").read_bytes()
+    again = subprocess.run([*script, "--merge_to", "merged"], capture_output=True, text=True)
+    assert again.returncode == 2 and "merged_16.pth exists: choose another name for --merge_to" in again.stderr
+    assert (tmp_path / "merged_16.pth").read_bytes() == taken
     assert subprocess.run(script, capture_output=True, text=True).returncode == 2
