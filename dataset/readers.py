@@ -11,6 +11,7 @@ A message is a dict with `role` (system, user, assistant or tool) and `content`;
 
 import json
 import os
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,15 @@ MAX_BAD_SHARE = 0.10
 EXAMPLES_KEPT = 5
 UTF8_BOM = b"\xef\xbb\xbf"
 SAMPLE_DIR = Path(__file__).resolve().parent / "sample"
+# What MiniMind's data set has or had; dataset/README.md says which file is for what.
+MINIMIND_FILES = {
+    f"{name}.jsonl"
+    for name in (
+        *("pretrain_t2t_mini", "pretrain_t2t", "sft_t2t_mini", "sft_t2t", "dpo", "rlaif", "agent_rl", "agent_rl_math"),
+        *("pretrain_hq", "sft_mini_512", "sft_512", "sft_1024", "sft_2048", "r1_mix_1024"),
+        *("lora_identity", "lora_medical", "tokenizer_train"),
+    )
+}
 SAMPLE_OF_KIND = {"text": "pretrain.jsonl", "chat": "sft.jsonl", "preference": "dpo.jsonl"}
 
 Record = str | list[Message] | tuple[list[Message], list[Message]]
@@ -124,16 +134,19 @@ def _counts(by_category: dict[str, int]) -> str:
 
 
 def how_to_get(path: Path, kind: str | None = None) -> str:
-    """How to download MiniMind's files, and which committed sample to try instead."""
+    """How to download the file if it is one of MiniMind's, and which committed sample to try instead."""
     sample = SAMPLE_DIR / path.name
     if not sample.exists() and kind is not None:
         sample = SAMPLE_DIR / SAMPLE_OF_KIND[kind]
     hint = f"try the sample that is here: --data_path {sample}" if sample.exists() else f"or try a sample: {SAMPLE_DIR}"
+    if path.name not in MINIMIND_FILES:
+        return f"Check the path: MiniMind's data set has no {path.name} (dataset/README.md lists its files); {hint}"
+    file_and_folder = f"{path.name} --local-dir {shlex.quote(str(path.parent))}"
     return (
         "To download MiniMind's data: "
-        f"`modelscope download --repo-type dataset gongjy/minimind_dataset {path.name} --local-dir ./dataset` or "
-        f"`HF_ENDPOINT=https://hf-mirror.com hf download --type dataset jingyaogong/minimind_dataset {path.name} "
-        f"--local-dir ./dataset` (dataset/README.md lists the files); {hint}"
+        f"`modelscope download --repo-type dataset gongjy/minimind_dataset {file_and_folder}` or "
+        "`HF_ENDPOINT=https://hf-mirror.com hf download --type dataset jingyaogong/minimind_dataset "
+        f"{file_and_folder}` (dataset/README.md lists the files); {hint}"
     )
 
 

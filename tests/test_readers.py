@@ -174,8 +174,15 @@ def test_missing_file_says_how_to_get_it_and_what_to_try(tmp_path):
     message = str(error.value)
     assert "pretrain_hq.jsonl not found" in message
     assert "modelscope download" in message and "hf download" in message
+    assert message.count(f"pretrain_hq.jsonl --local-dir {tmp_path}`") == 2
     sample = readers.SAMPLE_DIR / "pretrain.jsonl"
     assert sample.exists() and f"--data_path {sample}" in message
+
+
+def test_no_download_is_offered_for_a_file_that_minimind_never_had(tmp_path):
+    with pytest.raises(FileNotFoundError, match="my.jsonl not found. Check the path") as error:
+        read(tmp_path / "my.jsonl")
+    assert "modelscope" not in str(error.value) and f"{readers.SAMPLE_DIR / 'pretrain.jsonl'}" in str(error.value)
 
 
 def test_a_symbolic_link_that_leads_nowhere_or_in_a_circle_is_told(tmp_path, chat_format):
