@@ -55,7 +55,9 @@ def read_questions(path: str | Path) -> list[Question]:
                 text = line.decode("utf-8-sig")
                 if text.strip():
                     questions.append(parse_question(text))
-            except (ValueError, RecursionError) as error:
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path}, line {number} is not UTF-8 text: save the file as UTF-8") from error
+            except ValueError as error:
                 raise ValueError(f"{path}, line {number}: {error}") from error
     if not questions:
         raise ValueError(f"{path} holds no questions: one JSON object a line, with 'conversations' and 'answer'")
@@ -64,7 +66,14 @@ def read_questions(path: str | Path) -> list[Question]:
 
 def parse_question(line: str) -> Question:
     """A line of a question file; ValueError says what is wrong with it."""
-    record = json.loads(line)
+    try:
+        record = json.loads(line)
+    except RecursionError as error:
+        raise ValueError("its brackets are nested too deeply") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"it is no JSON: {error}") from error
+    except ValueError as error:  # Python's limit for reading integers
+        raise ValueError("it holds a number of too many digits: write it as a string") from error
     if not isinstance(record, dict) or not isinstance(record.get("conversations"), list):
         raise ValueError("the line must be an object with a list 'conversations'")
     messages = record["conversations"]
