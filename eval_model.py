@@ -358,6 +358,8 @@ def run(args: argparse.Namespace) -> int:
     if test_mode is None:
         test_mode = choose_test_mode()
     if test_mode is None:
+        if sys.stdin is None or not sys.stdin.isatty():  # a script, which would take silence for success
+            raise ValueError("no input: use --prompt TEXT or --test_mode 0")
         return 0
     if test_mode == 1:
         talk(session, typed(session, args.out_dir), args)

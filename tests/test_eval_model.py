@@ -104,11 +104,20 @@ def test_prompts_are_answered_in_order(run):
     assert code == 0 and out.index("👶: 一\n") < out.index("👶: 二\n") and "[0]" not in out
 
 
-def test_the_end_of_the_input_ends_politely(run, typing):
+def test_the_end_of_the_input_ends_politely(run, typing, monkeypatch):
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     for lines in ((), (KeyboardInterrupt(),), ("1",), ("1", KeyboardInterrupt())):
         typing(*lines)
         code, _, err = run()
         assert (code, err) == (0, "")
+
+
+def test_a_menu_that_nobody_can_answer_is_an_error(run, monkeypatch):
+    """With </dev/null the program answered nothing, and called that success."""
+    for stdin in (io.StringIO(""), None):
+        monkeypatch.setattr(sys, "stdin", stdin)
+        code, _, err = run()
+        assert (code, err) == (2, "error: no input: use --prompt TEXT or --test_mode 0\n")
 
 
 def test_streamed_text_equals_the_text_at_once(run):
@@ -260,7 +269,7 @@ def test_closed_streams_are_no_traceback(run, monkeypatch, closed):
     """Python has None in their places: `input(): lost sys.stdin`."""
     for name in closed:
         monkeypatch.setattr(sys, name, None)
-    assert run()[0] == 0
+    assert run()[0] == 2  # nobody can answer the menu
     assert run("--prompt", "你好")[0] == 0
 
 
