@@ -146,6 +146,7 @@ def test_out_of_memory_names_the_flags_to_lower(error, tmp_path):
     with pytest.raises(SystemExit) as stopped, out_of_memory_advice(args):
         raise error
     assert "--batch_size 32 to 16" in stopped.value.code and "--accumulation_steps 4 to 8" in stopped.value.code
+    assert "Whatever was saved before is whole" in stopped.value.code  # nothing may have been
 
 
 def test_other_errors_are_not_mistaken_for_memory(tmp_path):

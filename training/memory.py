@@ -313,6 +313,7 @@ def out_of_memory_advice(args) -> Iterator[None]:
             raise
         reason = (str(error).splitlines() or ["out of memory"])[0]
         raise SystemExit(
-            f"out of memory: {reason}\n{what_to_lower(args)}. The last saved state is whole; with another --batch_size "
-            "start a new run from its weights (--from_weight), because the data plan changes."
+            f"out of memory: {reason}\n{what_to_lower(args)}. Whatever was saved before is whole; if weights "
+            "were, a new run can start from them (--from_weight), but --resume cannot take another --batch_size: the "
+            "data plan changes."
         ) from error
