@@ -2,7 +2,7 @@
 
     python scripts/make_sample_data.py --out_dir dataset/sample --seed 1337
 
-The same seed writes the same bytes. dataset/sample/README.md says what each file holds.
+The same seed writes the same bytes. dataset/sample/README_en.md says what each file holds.
 """
 
 import argparse

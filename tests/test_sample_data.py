@@ -74,8 +74,9 @@ def test_enough_rows_and_no_row_twice(name):
     assert len(set(lines)) == len(lines)
 
 
-def test_readme_states_the_row_counts():
-    table = (SAMPLE / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", ["README.md", "README_en.md"])
+def test_readme_states_the_row_counts(name):
+    table = (SAMPLE / name).read_text(encoding="utf-8")
     for line in table.splitlines():
         if line.startswith("| `"):
             files, counts = line.split("|")[1:3]
