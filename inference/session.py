@@ -1,5 +1,6 @@
 """A dialogue with one model: the turns so far, and the answer to the next question as it grows. Prints nothing."""
 
+import dataclasses
 from collections.abc import Iterator
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -14,36 +15,56 @@ class Reply:
     """An answer: iterate over it to get its text piece by piece. `text` and `n_tokens` say what there is so far.
 
     Whoever stops iterating (Ctrl-C, a closed connection) has a shorter answer, and a dialogue that can go on.
+    `stop` does the same from another thread.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, tokens: TokenStream):
         self._tokens, self._characters = tokens, TextStream(tokenizer)
+        self._is_stopped = False
         self.text, self.n_tokens = "", 0
 
     def __iter__(self) -> Iterator[str]:
         for token in self._tokens:
             self.n_tokens += 1
             yield self._add(self._characters.push(token))
+            if self._is_stopped:
+                break
         yield self._add(self._characters.finish())
 
     def _add(self, piece: str) -> str:
         self.text += piece
         return piece
 
+    def stop(self) -> None:
+        """End the answer after the token that is being made."""
+        self._is_stopped = True
+
     @property
     def finish_reason(self) -> str | None:
-        """ "stop", "length", or None while more may come (see `TokenStream`)."""
-        return self._tokens.finish_reason
+        """ "stop", "length", "stopped" by `stop`, or None while more may come (see `TokenStream`)."""
+        return self._tokens.finish_reason or ("stopped" if self._is_stopped else None)
+
+
+@dataclasses.dataclass
+class Turn:
+    """A question, its answer, and how many answers to it were thrown away before this one."""
+
+    question: str
+    reply: Reply
+    earlier: int = 0
 
 
 class Session:
     """Questions and answers, one after the other, to a model in evaluation mode.
 
     Args:
+        system: an instruction that stands before the dialogue, '' for none.
         history_cnt: earlier turns that the model sees, always whole ones (upstream E5). What does not fit into the
             context is dropped, oldest first.
         continue_text: the model continues raw text, as after pretraining, instead of answering.
         adapters: of LoRA, by name, to choose from with `use_lora`; the first is put into the model.
+
+    `params`, `system` and `history_cnt` may be changed between two questions.
 
     Raises:
         ValueError: an adapter that does not fit the model.
@@ -55,14 +76,15 @@ class Session:
         tokenizer: PreTrainedTokenizerBase,
         params: SamplingParams,
         *,
+        system: str = "",
         history_cnt: int = 0,
         continue_text: bool = False,
         adapters: dict[str, Adapter] | None = None,
     ):
         self.model, self.tokenizer, self.params = model, tokenizer, params
-        self.history_cnt, self.continue_text = history_cnt, continue_text
+        self.system, self.history_cnt, self.continue_text = system, history_cnt, continue_text
         self.adapters, self.lora = adapters or {}, None
-        self.turns: list[tuple[str, Reply]] = []
+        self.turns: list[Turn] = []
         self._format = ChatFormat(tokenizer)
         for name in reversed(self.adapters):  # each must fit; the first one stays
             self.use_lora(name)
@@ -71,31 +93,48 @@ class Session:
         """The answer to a question, which may refer to the turns before.
 
         Raises:
-            ValueError: the question is too long for the context, or no valid text.
+            ValueError: the question is too long for the context, or no valid text; the dialogue is as it was.
         """
-        if self.continue_text:
-            prompt = self._format.encode_texts([question])[0][:-1]  # without </s>
-        else:
-            context = self.model.config.max_position_embeddings
-            limit = context - min(self.params.max_new_tokens, context // 2)  # leaves room for the answer
-            messages = [*self.history(), {"role": "user", "content": question}]
-            prompt = self._format.encode_prompt(messages, max_tokens=limit)
-        reply = Reply(self.tokenizer, stream(self.model, prompt, self.params, self.tokenizer.eos_token_id))
-        self.turns.append((question, reply))
-        return reply
+        return self._answer(len(self.turns), question, earlier=0)
 
-    def history(self) -> list[Message]:
-        """The messages of the last `history_cnt` turns."""
-        kept = self.turns[max(0, len(self.turns) - self.history_cnt) :]
-        return [
-            message
-            for question, reply in kept
-            for message in ({"role": "user", "content": question}, {"role": "assistant", "content": reply.text})
-        ]
+    def regenerate(self) -> Reply:
+        """Another answer to the last question, in the place of the one there is.
+
+        With a seed in `params` each further answer gets the next seed: the same one would repeat the answer.
+        Raises:
+            ValueError: nothing was asked yet, or what `ask` raises.
+        """
+        if not self.turns:
+            raise ValueError("there is no answer to make again: ask something first")
+        last = self.turns[-1]
+        return self._answer(len(self.turns) - 1, last.question, earlier=last.earlier + 1)
+
+    def edit(self, index: int, question: str) -> Reply:
+        """The answer to another question in the place of turn `index` (0 is the first); later turns are forgotten.
+
+        Raises:
+            IndexError: there is no such turn. ValueError: what `ask` raises; the dialogue is as it was.
+        """
+        self._check(index)
+        return self._answer(index, question, earlier=0)
+
+    def delete(self, index: int) -> None:
+        """Forget one turn, question and answer; IndexError if there is no such turn."""
+        self._check(index)
+        del self.turns[index]
 
     def reset(self) -> None:
         """Forget all turns."""
         self.turns.clear()
+
+    def history(self, before: int | None = None) -> list[Message]:
+        """The messages of the last `history_cnt` turns before turn number `before`, by default of all."""
+        turns = self.turns[:before]
+        messages = []
+        for turn in turns[max(0, len(turns) - self.history_cnt) :]:
+            messages.append({"role": "user", "content": turn.question})
+            messages.append({"role": "assistant", "content": turn.reply.text})
+        return messages
 
     def use_lora(self, name: str | None) -> None:
         """Put one of `adapters` into the model, in the place of the one that is in; None takes it out.
@@ -108,3 +147,27 @@ class Session:
         else:
             load_lora(self.model, self.adapters[name])
         self.lora = name
+
+    def _check(self, index: int) -> None:
+        if not 0 <= index < len(self.turns):
+            raise IndexError(f"there is no turn {index}: the dialogue has {len(self.turns)}, the first is 0")
+
+    def _answer(self, index: int, question: str, earlier: int) -> Reply:
+        """Ask `question` as turn number `index`, after the turns before it; those from there on are replaced."""
+        prompt = self._prompt(index, question)
+        params = self.params
+        if params.seed is not None and earlier:
+            params = dataclasses.replace(params, seed=(params.seed + earlier) % 2**63)
+        reply = Reply(self.tokenizer, stream(self.model, prompt, params, self.tokenizer.eos_token_id))
+        self.turns[index:] = [Turn(question, reply, earlier)]
+        return reply
+
+    def _prompt(self, index: int, question: str) -> list[int]:
+        """The token ids that the model is to continue."""
+        if self.continue_text:
+            return self._format.encode_texts([question])[0][:-1]  # without </s>
+        context = self.model.config.max_position_embeddings
+        limit = context - min(self.params.max_new_tokens, context // 2)  # leaves room for the answer
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        messages = [*system, *self.history(index), {"role": "user", "content": question}]
+        return self._format.encode_prompt(messages, max_tokens=limit)
