@@ -34,8 +34,8 @@ DEV_CODE = sorted([*ROOT.glob("tests/**/*.py"), *ROOT.glob("benchmarks/**/*.py")
 OURS = {*PACKAGES, "scripts", "tests", "benchmarks", *(p.stem for p in (*SCRIPTS, *ROOT.glob("scripts/*"), *DEV_CODE))}
 NOT_IMPORTED = {"ruff", "ninja", "tensorboard"}  # two are run, the last is imported by torch.utils.tensorboard
 LAZY = {"training/deepspeed.py"}  # modules on top of an optional package, imported only inside functions
-DOCUMENTS = [ROOT / "README.md", ROOT / "README_en.md", *sorted(ROOT.glob("docs/**/*.md")), *ROOT.glob("dataset/**/*.md")]
 READMES = (ROOT / "README.md", ROOT / "README_en.md")
+DOCUMENTS = [*READMES, *sorted(ROOT.glob("docs/**/*.md")), *ROOT.glob("dataset/**/*.md")]
 
 
 def name_of(path: Path) -> str:
@@ -235,7 +235,14 @@ def test_documented_commands_exist_and_their_flags_parse(where, command, monkeyp
         pytest.fail(f"{script} did not parse its arguments")
 
 
-TRANSLATED = ["README", "docs/architecture", "docs/deviations", "docs/distributed", "dataset/README", "dataset/sample/README"]
+TRANSLATED = [
+    "README",
+    "docs/architecture",
+    "docs/deviations",
+    "docs/distributed",
+    "dataset/README",
+    "dataset/sample/README",
+]
 
 
 @pytest.mark.parametrize(("chinese", "english"), [(f"{name}.md", f"{name}_en.md") for name in TRANSLATED])
