@@ -27,7 +27,7 @@ from training.memory import resident_memory
 def watched_run(flags: list[str], seconds: float, out: Path) -> tuple[float, list[float], int]:
     """(MB that the memory line tells, MB that the process held twice a second from there on, steps made)."""
     command = [sys.executable, "train_pretrain.py", *flags, "--out_dir", str(out), "--log_interval", "1"]
-    held, told, line = [], None, re.compile(r"^memory: .* = about ([\d,]+) MB", re.MULTILINE)
+    held, told, line = [], None, re.compile(r"^memory: about ([\d,]+) MB", re.MULTILINE)
     with (out / "output.txt").open("w") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
         started = time.monotonic()
         while process.poll() is None and time.monotonic() - started < seconds:

@@ -1,5 +1,7 @@
 """Memory: estimated before it is taken, refused where it cannot fit, and bounded while a run on a CPU keeps it."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -22,6 +24,7 @@ from training.memory import (
     out_of_memory_advice,
     planned_parameters,
 )
+from training.report import fold
 
 # Before a run
 
@@ -89,9 +92,22 @@ def test_the_estimate_is_what_a_full_micro_batch_takes(tmp_path, monkeypatch):
     estimate = most_activations(run, model, next_token_loss, sequences, batch["input_ids"].numel())
     assert estimate == pytest.approx(live_peak(run, model, next_token_loss, batch), rel=0.2)
     line, needed = memory_report(run, args, model, next_token_loss, sequences, batch["input_ids"].numel())
-    assert "weights 0 MB" in line and needed > estimate
+    assert line.startswith("memory: about ") and " + gradients 0 + " in line and needed > estimate
     assert torch.equal(before, torch.get_rng_state()), "the estimate must not change the run"
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_the_memory_line_is_the_sum_of_its_parts(tmp_path, monkeypatch):
+    """The total comes first, and a run folds the line: with every part a name of its own it had 200 characters."""
+    run, args, sequences = toy_run(), toy_args(tmp_path), toy_sequences(64)
+    monkeypatch.setattr(memory, "machine_memory", lambda: 8 * 10**9)
+    monkeypatch.setattr(memory, "most_activations", lambda *_: 1.5e9)
+    line, _ = memory_report(run, args, toy_model(), next_token_loss, sequences, 100)
+    total, parts = re.fullmatch(r"memory: about ([\d,]+) MB of 8,000 MB = (.*)", line).groups()
+    sizes = [int(part.rsplit(" ", 1)[1].replace(",", "")) for part in parts.split(" + ")]
+    assert abs(int(total.replace(",", "")) - sum(sizes)) <= len(sizes) / 2, "each is rounded"
+    assert "activations 1,500 + " in parts and "compiled kernels" not in parts  # of a float32 run
+    assert len(line) > 120 and all(len(folded) <= 120 for folded in fold(line).splitlines())
 
 
 def test_a_batch_is_not_taken_for_larger_than_the_data(tmp_path):

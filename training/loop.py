@@ -29,7 +29,7 @@ from .guard import WeightGuard
 from .inputs import Data
 from .memory import KeptMemory, memory_report, out_of_memory_advice
 from .optim import lr_at, make_updater
-from .report import Meter, Report
+from .report import Meter, Report, fold
 from .runtime import Run, leave_together, stop_on_signals
 from .saver import MAX_BAD_STEPS, Saver, resume_command
 from .trackers import start_tracker
@@ -89,7 +89,7 @@ def train(
             f"{run.device.type}, {str(run.dtype).removeprefix('torch.')}: {len(data.train)} sequences, {total_steps} "
             f"steps of {args.accumulation_steps} micro-batches x {run.world_size} processes x {budget} tokens"
         )
-        report.line(memory)
+        report.line(fold(memory))
         if args.warmup_iters >= total_steps:
             reached = lr_at(total_steps - 1, total_steps, args.learning_rate, args.warmup_iters)
             report.line(

@@ -109,9 +109,8 @@ def memory_report(run, args, model: nn.Module, loss_fn, units, budget: int) -> t
     trained = sum(4 * p.numel() for p in model.parameters() if p.requires_grad)
     activations = most_activations(run, model, loss_fn, units, budget)
     gradients = trained * (2 if run.world_size > 1 else 1)  # the all-reduce works on one flat copy
-    parts = f"gradients {megabytes(gradients)} + optimizer {megabytes(2 * trained)} + activations "
-    parts += megabytes(activations)
-    needed = gradients + 2 * trained + activations
+    parts = {"gradients": gradients, "optimizer": 2 * trained, "activations": activations}
+    needed = sum(parts.values())
     if run.device.type == "cpu":
         give_back_free_memory()
         process, saving = resident_memory(), weights + 2 * trained
@@ -119,25 +118,28 @@ def memory_report(run, args, model: nn.Module, loss_fn, units, budget: int) -> t
         heap = heap_memory() + needed + saving + kernels
         needed += process + saving + kernels
         kept = (GROWTH - 1) * needed
-        line = (
-            f"memory: process {megabytes(process)} (weights {megabytes(weights)}) + {parts} + copy while saving "
-            f"{megabytes(saving)} + compiled kernels {megabytes(kernels)} + freed memory kept {megabytes(kept)} "
-            f"= about {megabytes(needed + kept)}"
-        )
+        parts = {"process with its weights": process, **parts, "copy while saving": saving}
+        parts |= {"compiled kernels": kernels, "freed memory kept": kept}
         machine = machine_memory()
         here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # processes on this machine
         if machine and needed * here > machine:
             together = f" in each of {here} processes" if here > 1 else ""
-            raise ValueError(f"{line}{together}, and this machine has {megabytes(machine)}: {what_to_lower(args)}")
-        return f"{line} of {megabytes(machine)}" if machine else line, heap
-    needed += weights
-    line = f"memory: weights {megabytes(weights)} + {parts} = about {megabytes(needed)}"
+            raise ValueError(
+                f"{memory_line(parts)}{together}, and this machine has {megabytes(machine)}: {what_to_lower(args)}"
+            )
+        return memory_line(parts, of=machine), heap
+    parts = {"weights": weights, **parts}
     if run.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(run.device)
-        line += f" of {megabytes(free)} free"
-        if needed > free:
-            line += f"; this will probably not fit: {what_to_lower(args)}"
-    return line, 0
+        remark = f"; this will probably not fit: {what_to_lower(args)}" if needed + weights > free else ""
+        return memory_line(parts, of=free) + remark, 0
+    return memory_line(parts), 0
+
+
+def memory_line(parts: dict[str, float], of: int | None = None) -> str:
+    """``memory: about 60 MB of 8,000 MB = process 40 + gradients 20``; a part that takes nothing is left out."""
+    total = megabytes(sum(parts.values())) + (f" of {megabytes(of)}" if of else "")
+    return f"memory: about {total} = {' + '.join(f'{name} {size / 1e6:,.0f}' for name, size in parts.items() if size)}"
 
 
 def most_activations(run, model: nn.Module, loss_fn, units, budget: int) -> float:

@@ -150,7 +150,7 @@ class Report:
     def heldout(self, step: int, measured: dict[str, float]) -> None:
         """Line and record of the held-out figures after this step."""
         figures = " ".join(f"{name.removeprefix('heldout_')}:{value:.4f}" for name, value in measured.items())
-        self.line(textwrap.fill(f"held-out {figures}", width(), subsequent_indent="    ", break_on_hyphens=False))
+        self.line(fold(f"held-out {figures}"))
         self.record({"step": step, **measured})
 
     def samples(self, answers: list[tuple[str, str]]) -> None:
@@ -239,6 +239,11 @@ def clock(seconds: float) -> str:
 def width() -> int:
     """Columns of the terminal; of a file, or of a wider terminal, COLUMNS."""
     return min(COLUMNS, shutil.get_terminal_size((COLUMNS, 0)).columns)
+
+
+def fold(text: str) -> str:
+    """A text broken into as many lines as the width asks for; the second and later ones are indented."""
+    return textwrap.fill(text, width(), subsequent_indent="    ", break_on_hyphens=False)
 
 
 def one_line(text: str, columns: int) -> str:
