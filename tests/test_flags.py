@@ -46,7 +46,7 @@ NEEDED = {"convert_lora": ["--lora_name", "x", "--merge_to", "y"], "train_tokeni
 def parser_of(name: str, monkeypatch) -> BriefParser:
     """The parser that a script's parse_args makes."""
     made = []
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", lambda self, *_: made.append(self) or sys.exit(0))
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", lambda self, *_: made.append(self) or sys.exit(0))
     with pytest.raises(SystemExit):
         SCRIPTS[name]([])
     monkeypatch.undo()
@@ -91,6 +91,23 @@ def test_all_problems_are_told_at_once_those_between_flags_too(capsys):
     parts = ("--seed -1: must be a whole number from 0 to", "--grad_clip 1e-30: must be 0 or a number from 0.001",
              "--beta nan: must", "--label_smoothing 0.1: must be 0", "dim=100", "--save_weight ../x: must")  # fmt: skip
     assert all(part in error for part in parts), error
+
+
+def test_unknown_flags_are_told_with_all_other_problems(capsys):
+    """argparse left at the first unknown word, so that a typo hid what else was wrong."""
+    argv = "word --lerning_rate 1e-3 --sead=1 --epochs 0 --qqq --dim 100 --grad_clip 1e-30"
+    with pytest.raises(SystemExit) as stopped:
+        train_pretrain.parse_args(argv.split())
+    problems = capsys.readouterr().err.splitlines()[1:-1]
+    assert stopped.value.code == 2
+    assert problems[:4] == [
+        "  word: belongs to no flag",
+        "  --lerning_rate: there is no such flag; did you mean --learning_rate?",
+        "  --sead: there is no such flag; did you mean --seed?",
+        "  --qqq: there is no such flag",
+    ]
+    assert [problem.split(":")[0] for problem in problems[4:6]] == ["  --epochs 0", "  --grad_clip 1e-30"]
+    assert len(problems) == 7 and "dim=100" in problems[6]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ flags, adds what the checks between flags find, and leaves with one message and 
 """
 
 import argparse
+import difflib
 import re
 from collections.abc import Callable
 from typing import NoReturn
@@ -124,8 +125,8 @@ class BriefParser(argparse.ArgumentParser):
         self._checks.append(check)
 
     def parse_args(self, args=None, namespace=None):
-        parsed = super().parse_args(args, namespace)
-        problems = []
+        parsed, left_over = self.parse_known_args(args, namespace)
+        problems = self._unknown(left_over)
         for name, value in vars(parsed).items():
             wrong = [part for part in (value if isinstance(value, list) else [value]) if isinstance(part, Problem)]
             if wrong:
@@ -136,6 +137,19 @@ class BriefParser(argparse.ArgumentParser):
         if problems:
             self.error("\n  ".join(["these flags cannot be used:", *problems]))
         return parsed
+
+    def _unknown(self, words: list[str]) -> list[str]:
+        """What is wrong with words that argparse could not place: unknown flags, with the known one they resemble."""
+        known = [name for action in self._actions if action.help != argparse.SUPPRESS for name in action.option_strings]
+        problems = []
+        for i, word in enumerate(words):
+            if word.startswith("--"):
+                flag = word.partition("=")[0]
+                nearest = difflib.get_close_matches(flag, known, n=1)
+                problems.append(f"{flag}: there is no such flag" + (f"; did you mean {nearest[0]}?" if nearest else ""))
+            elif i == 0 or not words[i - 1].startswith("--"):  # else: the value of the unknown flag before it
+                problems.append(f"{word}: belongs to no flag")
+        return problems
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}\n`python {self.prog} --help` explains every flag.\n")
