@@ -1,5 +1,6 @@
 """Every hyper-parameter of the network, checked once at construction, and the published sizes."""
 
+import inspect
 import math
 
 from transformers import PreTrainedConfig
@@ -215,6 +216,12 @@ class LMConfig(PreTrainedConfig):
         if kind == "yarn" and _is_finite(self.rope_theta) and self.rope_theta <= 1:
             found.append(f"rope_scaling yarn needs rope_theta above 1, not {self.rope_theta}")
         return found
+
+
+def config_fields(config: LMConfig) -> dict[str, object]:
+    """Every field, in the constructor's order: LMConfig(**config_fields(config)) is the same configuration."""
+    names = [name for name in inspect.signature(LMConfig.__init__).parameters if name not in ("self", "kwargs")]
+    return {name: getattr(config, name) for name in names}
 
 
 def _is_finite(value: object) -> bool:

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from .LMConfig import LMConfig
 from .model import MiniMindForCausalLM
+from .sizes import sizes_of
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
 TOKENIZER_DIR = REPO_ROOT / "model" / "minimind_tokenizer"
@@ -32,7 +33,7 @@ STAGE_SCRIPTS = {
 }
 
 # What zipfile and torch.load raise on files that are cut off, damaged, foreign, or that try to run code.
-_UNREADABLE = (
+UNREADABLE = (
     *(OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, OverflowError, MemoryError),
     *(struct.error, zipfile.BadZipFile, pickle.UnpicklingError),
 )
@@ -101,12 +102,12 @@ def read_torch_file(path: str | Path) -> object:
         except pickle.UnpicklingError as error:
             reason = "holds more than tensors and was not opened, it could run code of its author"
             raise UnreadableFile(f"{reason} ({_first_line(error)})") from error
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             raise UnreadableFile(f"is cut off or damaged ({type(error).__name__}: {_first_line(error)})") from error
 
 
 def check_checksums(file: BinaryIO | Path) -> None:
-    """Raises one of _UNREADABLE unless every part of a file of torch.save has the checksum that was stored with it."""
+    """Raises one of UNREADABLE unless every part of a file of torch.save has the checksum that was stored with it."""
     with zipfile.ZipFile(file) as archive:
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
             raise ValueError("torch.save compresses nothing, but this is compressed")
@@ -200,7 +201,7 @@ def load_tokenizer(path: str | Path = TOKENIZER_DIR) -> PreTrainedTokenizerBase:
         raise FileNotFoundError(f"{path} holds no tokenizer.json: run `python scripts/train_tokenizer.py` to make one")
     try:
         return AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise ValueError(
             f"the tokenizer in {path} is damaged: copy it again ({type(error).__name__}: {_first_line(error)})"
         ) from error
@@ -228,7 +229,7 @@ def load_directory(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokeniz
         model, found = AutoModelForCausalLM.from_pretrained(
             path, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
         )
-    except (SafetensorError, *_UNREADABLE) as error:
+    except (SafetensorError, *UNREADABLE) as error:
         raise ValueError(f"{path} cannot be read ({type(error).__name__}: {_first_line(error)})") from error
     if any(found.values()):
         raise ValueError(_misfit(path, type(model).__name__, found))
@@ -314,17 +315,9 @@ def _remedy(make_with: str | None) -> str:
 
 
 def _describe(state_dict: dict[str, torch.Tensor]) -> dict[str, object] | None:
-    """The sizes that a state dict shows, by flag name; None if it has no layout of ours."""
-    embedding = state_dict.get("model.embed_tokens.weight")
-    if embedding is None:
-        return None
-    layers = {int(name.split(".")[2]) for name in state_dict if name.startswith("model.layers.")}
-    return {
-        "vocab_size": embedding.shape[0],
-        "dim": embedding.shape[1],
-        "n_layers": len(layers),
-        "use_moe": any(".mlp.experts." in name for name in state_dict),
-    }
+    """The sizes that have a flag of that name everywhere; None if the state dict has no layout of ours."""
+    sizes = sizes_of({name: tuple(tensor.shape) for name, tensor in state_dict.items()})
+    return sizes and {name: sizes[name] for name in ("vocab_size", "dim", "n_layers", "use_moe")}
 
 
 def _difference(path: Path, found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> str:

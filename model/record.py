@@ -1,0 +1,182 @@
+"""What a weights file is: a table in JSON beside each `.pth`, so that nobody has to remember its sizes.
+
+    out/full_sft_512.pth     the tensors
+    out/full_sft_512.json    {"format": "minimind weights 1", "fingerprint": ..., "config": {"dim": 512, ...}, ...}
+
+A record tells what tensors cannot: how many heads share a width, the rotary base, the experts that a token visits, and
+where the weights come from. It is believed only beside the very file that it was written for. Where there is none, as
+beside MiniMind's own files, sizes follow from the tensors' shapes, and the rest is assumed and told (sizes.py).
+"""
+
+import datetime
+import json
+import math
+import os
+import platform
+import subprocess
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import transformers
+
+from .LMConfig import LMConfig, config_fields
+from .loading import REPO_ROOT, UNREADABLE
+from .sizes import CONTEXT_FIELDS, RUN_FIELDS, Given, Shapes, assume_config, contradictions
+
+FORMAT = "minimind weights 1"
+
+
+def record_path(weights: str | Path) -> Path:
+    """Where the record of a weights file lies: out/full_sft_512.pth -> out/full_sft_512.json."""
+    return Path(weights).with_suffix(".json")
+
+
+def fingerprint(weights: str | Path) -> str:
+    """Identifies the content of a `.pth` file, wherever it lies: 8 hexadecimal digits, in milliseconds.
+
+    torch.save writes a zip archive, whose index at the end lists every tensor with its checksum: reading this index is
+    enough. The first part of an entry's name is the name that the file once had, and does not count.
+
+    Raises:
+        OSError, ValueError and the like (UNREADABLE): it is not there, or no file of torch.save.
+    """
+    with zipfile.ZipFile(weights) as archive:
+        entries = sorted((entry.filename.partition("/")[2], entry.CRC) for entry in archive.infolist())
+    return f"{zlib.crc32(repr(entries).encode()):08x}"
+
+
+# Writing
+
+
+def write_record(weights: str | Path, config: LMConfig, **facts) -> None:
+    """Write the record of a weights file that was just written, all or nothing.
+
+    Args:
+        facts: what else is known about it, in the order in which it is to be read: stage, step, data, ...
+    """
+    record = {
+        "format": FORMAT,
+        "weights": Path(weights).name,
+        "fingerprint": fingerprint(weights),
+        **facts,
+        "config": config_fields(config),
+    }
+    path = record_path(weights)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(json.dumps(_finite(record), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def describe_program() -> dict[str, object]:
+    """Which program writes weights now: versions, git commit (None outside of a checkout) and time."""
+    return {
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+        "commit": _commit(),
+        "written": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def _commit() -> str | None:
+    """The commit of this checkout, with "-dirty" behind it when files were changed since."""
+    if not (REPO_ROOT / ".git").exists():  # a copy inside another project's checkout would get that project's commit
+        return None
+    command = ["git", "-C", str(REPO_ROOT), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):  # no git here, or a checkout that it does not trust
+        return None
+
+
+def _finite(value: object) -> object:
+    """A copy without NaN and infinity, which JSON does not have: None stands for them."""
+    if isinstance(value, Mapping):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# Reading
+
+
+def read_record(weights: str | Path) -> tuple[dict | None, str]:
+    """The record beside a weights file, its "config" an LMConfig; or None, with the reason ("" if there is none)."""
+    path = record_path(weights)
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None, ""
+    except (OSError, ValueError, RecursionError) as error:
+        return None, f"{path} is not used: it cannot be read ({error})"
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        found = record.get("format") if isinstance(record, dict) else None
+        return None, f"{path} is not used: its format is {found!r}, this version knows {FORMAT!r}"
+    try:
+        is_this = record.get("fingerprint") == fingerprint(weights)
+    except UNREADABLE:
+        return None, ""  # whoever loads these weights will say what is wrong with them
+    if not is_this:
+        return None, f"{path} is not used: it was written for other weights than those in {weights}"
+    fields = record.get("config")
+    expected = config_fields(LMConfig())
+    try:
+        if not isinstance(fields, dict) or fields.keys() != expected.keys():
+            raise ValueError("its config has not the fields of LMConfig")
+        return {**record, "config": LMConfig(**fields)}, ""
+    except (ValueError, TypeError) as error:
+        return None, f"{path} is not used: {error}"
+
+
+def read_shapes(weights: str | Path) -> Shapes | None:
+    """The shape of every tensor of a `.pth` file, in milliseconds; None if it cannot be read."""
+    try:
+        tensors = torch.load(weights, map_location="cpu", mmap=True, weights_only=True)
+        return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    except UNREADABLE:
+        return None
+
+
+def config_for(weights: str | Path, given: Mapping[str, Given]) -> tuple[LMConfig, list[str]]:
+    """The configuration of the model in a weights file, and remarks for the user on how it is known.
+
+    Args:
+        given: fields that the user gave. Those of CONTEXT_FIELDS replace the file's; RUN_FIELDS are taken from here
+            alone, or have their defaults; all others must be those of the file.
+
+    Raises:
+        ValueError: with every contradiction between the file and what is given, both values and both sources.
+    """
+    record, remark = read_record(weights)
+    remarks = [remark] if remark else []
+    if record:
+        config, how = record["config"], "its record says"
+    else:
+        shapes = read_shapes(weights)
+        if shapes is None:  # whoever loads it will say what is wrong
+            return LMConfig(**{name: value for name, (value, _) in given.items()}), remarks
+        try:
+            config, assumed = assume_config(shapes, given)
+        except ValueError as error:
+            raise ValueError(f"{weights}: {error}") from error
+        how = "its tensors show"
+        if assumed:
+            remarks.append(f"{weights} has no usable record: sizes as its tensors show; assumed: {assumed}")
+    if found := contradictions(config, given, f"{weights} (as {how})"):
+        raise ValueError("; ".join(found))
+    fields = config_fields(config)
+    for name in RUN_FIELDS:
+        fields[name] = getattr(LMConfig(), name)
+    for name in (*RUN_FIELDS, *CONTEXT_FIELDS):
+        if name in given:
+            fields[name] = given[name].value
+    return LMConfig(**fields), remarks

@@ -1,0 +1,217 @@
+"""The table beside every weights file: what it says, when it is believed, and what is assumed where there is none."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from model.LMConfig import PUBLISHED, LMConfig, config_fields
+from model.loading import save_weights
+from model.model import MiniMindForCausalLM
+from model.record import config_for, describe_program, fingerprint, read_record, record_path, write_record
+from model.sizes import Given, assume_config, sizes_of, sizes_of_config
+
+SMALL = {"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "vocab_size": 64}
+
+
+def shapes_of(**fields) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        model = MiniMindForCausalLM(LMConfig(**fields))
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def given(**values) -> dict[str, Given]:
+    return {name: Given(value, f"--{name} {value}") for name, value in values.items()}
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """A weights file with its record."""
+    return saved(tmp_path / "full_sft_32.pth", seed=0, dropout=0.25, max_seq_len=300, norm_eps=1e-6)
+
+
+def saved(path, seed: int, **changes):
+    torch.manual_seed(seed)
+    config = LMConfig(**{**SMALL, **changes})
+    save_weights(MiniMindForCausalLM(config).state_dict(), path)
+    write_record(path, config, stage="full_sft", step=7, heldout={"heldout_loss": float("nan")})
+    return path
+
+
+# Files
+
+
+def test_a_record_holds_every_field_and_what_else_is_known(weights):
+    text = record_path(weights).read_text(encoding="utf-8")
+    record = json.loads(text)
+    assert (
+        LMConfig(**record["config"]).to_dict()
+        == LMConfig(**SMALL, dropout=0.25, max_seq_len=300, norm_eps=1e-6).to_dict()
+    )
+    assert (record["weights"], record["stage"], record["step"]) == ("full_sft_32.pth", "full_sft", 7)
+    assert record["heldout"] == {"heldout_loss": None}  # JSON has no NaN
+    assert text.startswith('{\n  "format": "minimind weights 1",\n  "weights"') and text.endswith("}\n")
+    assert sorted(path.name for path in weights.parent.iterdir()) == ["full_sft_32.json", "full_sft_32.pth"]
+
+
+def test_the_fingerprint_is_of_the_content_alone(tmp_path):
+    torch.save({"a": torch.ones(3)}, tmp_path / "one.pth")  # torch.save puts the file's name into the archive
+    torch.save({"a": torch.ones(3)}, tmp_path / "other.pth")
+    torch.save({"a": torch.tensor([1.0, 1.0, 2.0])}, tmp_path / "changed.pth")
+    torch.save({"b": torch.ones(3)}, tmp_path / "renamed.pth")
+    prints = [fingerprint(tmp_path / f"{name}.pth") for name in ("one", "other", "changed", "renamed")]
+    assert prints[0] == prints[1] and len(set(prints)) == 3
+
+
+def test_the_record_of_other_weights_is_not_believed(weights, tmp_path):
+    other = saved(tmp_path / "other_32.pth", seed=1)
+    shutil.copy(other, weights)
+    record, remark = read_record(weights)
+    assert record is None and "full_sft_32.json is not used: it was written for other weights" in remark
+    config, remarks = config_for(weights, {})
+    assert config.norm_eps == 1e-5 and remark in remarks
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda text: text[:100], "cannot be read"),
+        (lambda text: "\0\xff", "cannot be read"),
+        (lambda text: "[" * 100_000, "cannot be read"),
+        (lambda text: "[1]", "its format is None"),
+        (lambda text: text.replace("weights 1", "weights 2"), "its format is 'minimind weights 2', this version knows"),
+        (lambda text: text.replace('"n_heads"', '"heads"'), "has not the fields of LMConfig"),
+        (lambda text: text.replace('"n_heads": 4', '"n_heads": 5'), "dim=32 must be divisible by n_heads=5"),
+        (lambda text: text.replace('"n_heads": 4', '"n_heads": "4"'), "n_heads='4' must be a whole number"),
+        (lambda text: text.replace('"norm_eps": 1e-06', '"norm_eps": []'), "norm_eps=[] must be a number"),
+        (lambda text: text[: text.index('"config"')] + '"config": 3}', "has not the fields of LMConfig"),
+    ],
+)
+def test_a_bad_record_is_told_and_not_used(weights, change, reason):
+    path = record_path(weights)
+    path.write_text(change(path.read_text(encoding="utf-8")), encoding="latin-1")
+    record, remark = read_record(weights)
+    assert record is None and str(path) in remark and "is not used" in remark and reason in remark
+    config, remarks = config_for(weights, given(n_heads=4))
+    assert (config.dim, config.n_layers, config.n_kv_heads) == (32, 2, 2)
+    assert remark in remarks and "has no usable record" in remarks[-1]
+
+
+def test_damaged_weights_are_left_to_whoever_loads_them(weights):
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert read_record(weights) == (None, "")
+    assert config_for(weights, given(dim=64))[0].dim == 64
+
+
+def test_the_program_is_described(monkeypatch, tmp_path):
+    described = describe_program()
+    assert described["versions"]["torch"] == torch.__version__
+    assert described["commit"] is None or len(described["commit"].removesuffix("-dirty")) == 40
+    assert described["written"].endswith("+00:00")
+    monkeypatch.setattr("model.record.REPO_ROOT", tmp_path)
+    assert describe_program()["commit"] is None
+
+
+# What a record decides
+
+
+def test_a_model_is_what_its_record_says(weights):
+    config, remarks = config_for(weights, {})
+    assert not remarks
+    assert (config.norm_eps, config.max_seq_len) == (1e-6, 300)
+    assert config.dropout == 0  # a setting of the run that wrote it
+    config, _ = config_for(weights, given(dropout=0.5, max_seq_len=100, flash_attn=False, dim=32, multiple_of=128))
+    assert (config.dropout, config.max_seq_len, config.flash_attn, config.norm_eps) == (0.5, 100, False, 1e-6)
+
+
+@pytest.mark.parametrize("has_record", [True, False])
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"dim": 64}, "--dim 64 contradicts dim 32 of"),
+        ({"n_layers": 3}, "--n_layers 3 contradicts n_layers 2 of"),
+        ({"use_moe": True}, "--use_moe True contradicts use_moe False of"),
+        ({"hidden_dim": 64}, "--hidden_dim 64 contradicts hidden_dim 128 of"),
+        ({"multiple_of": 24}, "--multiple_of 24 contradicts hidden_dim 128 of"),
+        ({"n_heads": 4, "n_kv_heads": 4}, "--n_kv_heads 4 contradicts n_kv_heads 2 of"),
+    ],
+)
+def test_what_contradicts_a_file_is_refused_with_both_values(weights, flags, message, has_record):
+    if not has_record:
+        record_path(weights).unlink()
+    with pytest.raises(ValueError, match="contradicts") as error:
+        config_for(weights, given(**flags))
+    how = "its record says" if has_record else "its tensors show"
+    assert f"{message} {weights} (as {how})" in str(error.value)
+
+
+def test_only_a_record_knows_what_has_no_tensor(weights):
+    flags = given(rope_theta=1e4, norm_eps=1e-5)
+    with pytest.raises(ValueError, match="--rope_theta 10000.0 contradicts rope_theta 1000000.0") as error:
+        config_for(weights, flags)
+    assert "--norm_eps 1e-05 contradicts norm_eps 1e-06" in str(error.value)  # all at once
+    record_path(weights).unlink()
+    assert config_for(weights, flags)[0].rope_theta == 1e4
+
+
+# Sizes from shapes
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_model_is_known_by_its_shapes(name):
+    config, assumed = assume_config(shapes_of(**PUBLISHED[name]), {})
+    assert config_fields(config) == config_fields(LMConfig(**PUBLISHED[name]))
+    assert f"as in {name}" in assumed and "rope_theta" in assumed
+    assert ("n_heads" in assumed) == (not config.qk_norm)  # a norm for each head shows how wide a head is
+    assert ("num_experts_per_tok" in assumed) == config.use_moe
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"qk_norm": True, "n_heads": 2, "n_kv_heads": 1},
+        {"hidden_dim": 40},
+        {"use_moe": True, "n_routed_experts": 3, "n_shared_experts": False},
+        {"use_moe": True, "hidden_dim": 48},
+    ],
+)
+def test_shapes_show_all_sizes(changes):
+    fields = {**SMALL, **changes}
+    config = LMConfig(**fields)
+    assert sizes_of(shapes_of(**fields)) == sizes_of_config(config)
+    flags = {} if config.qk_norm else given(n_heads=4)
+    assumed, told = assume_config(shapes_of(**fields), flags)
+    assert config_fields(assumed) == config_fields(config)
+    assert told.endswith("(by default)") and "n_heads" not in told
+
+
+def test_heads_are_assumed_where_nothing_shows_them(weights):
+    record_path(weights).unlink()
+    config, remarks = config_for(weights, {})
+    assert (config.n_heads, config.n_kv_heads) == (8, 4)  # the same shapes as 4 and 2
+    (remark,) = remarks
+    assert remark == (
+        f"{weights} has no usable record: sizes as its tensors show; assumed: n_heads 8, rope_theta 1000000.0, "
+        "norm_eps 1e-05 (by default)"
+    )
+
+
+def test_nothing_is_assumed_that_is_given(weights):
+    record_path(weights).unlink()
+    assert config_for(weights, given(n_heads=4, rope_theta=1e6, norm_eps=1e-6))[1] == []
+
+
+def test_impossible_heads_name_the_flag(weights):
+    record_path(weights).unlink()
+    for n_heads in (1, 5):
+        with pytest.raises(ValueError, match=f"dim/n_heads = 32/{n_heads}: pass the --n_heads"):
+            config_for(weights, given(n_heads=n_heads))
+
+
+@pytest.mark.parametrize("shapes", [{}, {"a": (1,)}, {"model.embed_tokens.weight": (3,)}, {"layers.0.wq": (2, 2)}])
+def test_another_layout_is_no_model_of_ours(shapes):
+    assert sizes_of(shapes) is None
+    with pytest.raises(ValueError, match="another layout"):
+        assume_config(shapes, {})
