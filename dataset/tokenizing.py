@@ -60,9 +60,12 @@ def _encode(records: list[Record], kind: str, chat_format: ChatFormat) -> list[E
     if kind == "text":
         return [(ids, []) for ids in chat_format.encode_texts(records)]
     if kind == "preference":
-        encoded = iter(chat_format.encode_conversations([conversation for pair in records for conversation in pair]))
-        pairs = zip(encoded, encoded, strict=True)  # two at a time
-        return [document for pair in pairs for document in _without_shared_answers(*pair)]
+        # The chosen and the rejected conversation of each pair, one behind the other.
+        encoded = chat_format.encode_conversations(list(chain.from_iterable(records)))
+        documents = []
+        for chosen, rejected in zip(encoded[0::2], encoded[1::2], strict=True):
+            documents += _without_shared_answers(chosen, rejected)
+        return documents
     return chat_format.encode_conversations(records)
 
 
@@ -71,10 +74,14 @@ def _without_shared_answers(chosen: Encoded, rejected: Encoded) -> tuple[Encoded
 
     The last answer of each stays in any case.
     """
-    (ids, spans), (other_ids, other_spans) = chosen, rejected
-    most = min(len(spans), len(other_spans)) - 1
-    same = [a == b and ids[: a[1]] == other_ids[: a[1]] for a, b in zip(spans[:most], other_spans[:most], strict=True)]
-    shared = sum(same)  # if one is the same, so are those before it
+    ids, spans = chosen
+    other_ids, other_spans = rejected
+    shared = 0
+    for span, other_span in zip(spans[:-1], other_spans[:-1], strict=False):  # up to the shorter one's last
+        end = span[1]
+        if span != other_span or ids[:end] != other_ids[:end]:
+            break
+        shared += 1
     return (ids, spans[shared:]), (other_ids, other_spans[shared:])
 
 

@@ -94,7 +94,8 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
     """Keep the nucleus: the smallest set of likeliest tokens whose probability reaches p, always at least one.
 
-    Holtzman et al. 2020, arXiv:1904.09751, equation 2. A token goes when the likelier ones reach p without it.
+    Holtzman et al. 2020, arXiv:1904.09751, equation 2. A token goes when the likelier ones reach p without it: of
+    0.5 0.25 0.15 0.1 and p = 0.6 the first two stay, for before the third there are 0.75 already.
     """
     probs = logits.softmax(dim=-1)
     candidates = V = logits.shape[-1]
@@ -102,17 +103,21 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
         # Tokens below (1-p)/V hold less than 1-p together, so the nucleus needs none of them, and sorting a few hundred
         # is ten times faster than 6,400. On an accelerator sorting is cheap, and counting would make the host wait.
         candidates = max(1, int((probs >= (1 - p) / V).sum(dim=-1).max()))
-    top, order = probs.topk(candidates, dim=-1)
-    outside = top.cumsum(dim=-1) - top >= p
+    top, order = probs.topk(candidates, dim=-1)  # largest first, and the tokens that they belong to
+    before = top.cumsum(dim=-1) - top  # 0 0.5 0.75 0.9 in the example
+    outside = before >= p
     outside[:, 0] = False  # rounding must not empty the row
-    return logits.masked_fill(torch.ones_like(logits, dtype=torch.bool).scatter(1, order, outside), -torch.inf)
+    # Back from the order of probability to the order of the vocabulary; what was no candidate is outside, too.
+    removed = torch.ones_like(logits, dtype=torch.bool).scatter(1, order, outside)
+    return logits.masked_fill(removed, -torch.inf)
 
 
 def draw(logits: Tensor, generator: torch.Generator) -> Tensor:
     """One token a row from softmax(logits): (B, V) -> (B,) int64.
 
     The inverse of the cumulative distribution at a uniform number: one random number a row, and unlike
-    `torch.multinomial` no check for which the host must wait.
+    `torch.multinomial` no check for which the host must wait. Probabilities 0.2 0.5 0.3 add up to 0.2 0.7 1.0, and
+    0.65 falls to the second token: it is the first whose sum is above.
     """
     cumulative = logits.softmax(dim=-1).cumsum(dim=-1)
     uniform = torch.rand(len(logits), 1, device=logits.device, generator=generator)

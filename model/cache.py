@@ -63,7 +63,13 @@ def causal_mask(
 ) -> torch.Tensor | None:  # (B or 1, 1, T, S), True where a query may look
     """Which of the S = past + T tokens each of the T new ones may see; None where causality alone says it.
 
-    Aligned bottom-right: the last query sees everything, also when it is the end of a longer prompt fed in chunks.
+    Aligned bottom-right: the last query sees everything, also when it is the end of a longer prompt fed in chunks. With
+    2 tokens in the cache and 3 new ones (rows), x where row may look at column:
+
+        x x x . .
+        x x x x .
+        x x x x x
+
     `attention_mask` (B, S) marks real tokens with 1 and padding with 0; a (B, 1, T, S) one is taken as it is.
     """
     if attention_mask is None and (past == 0 or T == 1):

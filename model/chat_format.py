@@ -26,6 +26,7 @@ The Jinja template next to the tokenizer renders the same text for other librari
 import hashlib
 import json
 import re
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -91,11 +92,18 @@ class ChatFormat:
                 check_messages(messages)
             except ValueError as error:
                 raise ValueError(f"conversation {i} of this batch: {error}") from error
-        turns_of = [[self._render(message) for message in messages] for messages in conversations]
-        texts = [piece for turns in turns_of for turn in turns for piece in turn if isinstance(piece, str)]
+        # All text of all conversations goes to the tokenizer at once: it works on many texts in parallel.
+        rendered, texts = [], []
+        for messages in conversations:
+            turns = [self._render(message) for message in messages]
+            rendered.append(turns)
+            for turn in turns:
+                texts += [piece for piece in turn if isinstance(piece, str)]
         encoded = iter(self._encode(texts))
+
+        # Its answers come back in the same order, and take their places between the control tokens.
         result = []
-        for messages, turns in zip(conversations, turns_of, strict=True):
+        for messages, turns in zip(conversations, rendered, strict=True):
             ids: list[int] = []
             spans = []
             for message, turn in zip(messages, turns, strict=True):
@@ -119,24 +127,29 @@ class ChatFormat:
         too long, and for messages that `encode_conversations` would refuse.
         """
         check_messages(messages)
-        exchange, exchanges = 0, []  # which exchange a message belongs to; None: stays in any case
+        # The exchange that each message belongs to; None stays in any case. An answer without a question before it is
+        # in exchange 0: system, user, assistant, user -> None, 1, 1, 2.
+        last, exchanges = 0, []
         for message in messages:
-            exchange += message["role"] == "user"
-            exchanges.append(None if message["role"] == "system" else exchange)
+            if message["role"] == "user":
+                last += 1
+            exchanges.append(None if message["role"] == "system" else last)
+
         turns = [ids for ids, _ in self.encode_conversations([[message] for message in messages])]
         length = len(self._assistant) + sum(map(len, turns))
-        if max_tokens is not None:
-            for oldest in range(exchange):
-                if length <= max_tokens:
-                    break
-                length -= sum(len(turn) for turn, n in zip(turns, exchanges, strict=True) if n == oldest)
-                turns = [[] if n == oldest else turn for turn, n in zip(turns, exchanges, strict=True)]
-            if length > max_tokens:
-                raise ValueError(
-                    f"the system message and the last user message need {length} tokens, but the prompt may have only "
-                    f"{max_tokens}: shorten them, or allow a longer context or fewer new tokens"
-                )
-        return [i for turn in turns for i in turn] + self._assistant
+        oldest = 0
+        while max_tokens is not None and length > max_tokens and oldest < last:
+            for i, exchange in enumerate(exchanges):
+                if exchange == oldest:
+                    length -= len(turns[i])
+                    turns[i] = []
+            oldest += 1
+        if max_tokens is not None and length > max_tokens:
+            raise ValueError(
+                f"the system message and the last user message need {length} tokens, but the prompt may have only "
+                f"{max_tokens}: shorten them, or allow a longer context or fewer new tokens"
+            )
+        return [*chain.from_iterable(turns), *self._assistant]
 
     def fingerprint(self) -> str:
         """sha256 of all that decides token ids: the tokenizer's content and the chat template."""

@@ -47,6 +47,7 @@ def attend(
     # "if": torch.compile with varying shapes would make `T > 1` a symbol, which the kernel below does not take.
     causal = True if mask is None and T > 1 else False
     if not fused:
+        # Query heads share: with 8 of them and 2 for the keys, head h of the queries meets head h // 4 of the keys.
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
         scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (B, H, T, S)
         if causal:
@@ -82,13 +83,21 @@ class Attention(nn.Module):
 
     def forward(self, x: torch.Tensor, rotary: tuple, mask: torch.Tensor | None, past_key_values=None) -> torch.Tensor:
         B, T, D = x.shape
+        # What each token looks for (q), what it can be found by (k), and what it then hands over (v).
         q = self.q_norm(self.q_proj(x).view(B, T, self.n_heads, self.head_dim))  # (B, T, H, C)
         k = self.k_norm(self.k_proj(x).view(B, T, self.n_kv_heads, self.head_dim))  # (B, T, K, C)
-        v = self.v_proj(x).view(B, T, self.n_kv_heads, self.head_dim).transpose(1, 2)  # (B, K, T, C)
-        q, k = rotate(q, *rotary).transpose(1, 2), rotate(k, *rotary).transpose(1, 2)
+        v = self.v_proj(x).view(B, T, self.n_kv_heads, self.head_dim)  # (B, T, K, C)
+
+        # Positions come in here, and only into q and k: their product then depends on the distance of two tokens.
+        q = rotate(q, *rotary).transpose(1, 2)  # (B, H, T, C)
+        k = rotate(k, *rotary).transpose(1, 2)  # (B, K, T, C)
+        v = v.transpose(1, 2)
+
+        # In generation T is 1 after the prompt; keys and values of the tokens before come from the cache.
         if past_key_values is not None:
             k, v = past_key_values.update(k, v, self.layer_idx)  # (B, K, S, C)
-        y = attend(q, k, v, mask, self.dropout if self.training else 0.0, self.flash_attn)
+        dropout = self.dropout if self.training else 0.0
+        y = attend(q, k, v, mask, dropout, self.flash_attn)  # (B, H, T, C)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, D))
 
 
@@ -123,7 +132,8 @@ class Block(GradientCheckpointingLayer):
     def forward(self, hidden: torch.Tensor, rotary: tuple, mask: torch.Tensor | None, past_key_values=None):
         """hidden (B, T, D) -> hidden (B, T, D) and, of a MoE, router logits (B, T, experts), else None."""
         hidden = hidden + self.dropout(self.self_attn(self.input_layernorm(hidden), rotary, mask, past_key_values))
-        y, router_logits = self.mlp(self.post_attention_layernorm(hidden)), None
+        y = self.mlp(self.post_attention_layernorm(hidden))
+        router_logits = None
         if isinstance(self.mlp, MoEFeedForward):
             y, router_logits = y
         return hidden + self.dropout(y), router_logits
@@ -189,14 +199,18 @@ class MiniMindModel(MiniMindPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass exactly one of input_ids and inputs_embeds")
         hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+
+        # The cache: `past` tokens are in it already, the T of this call come behind them.
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         T = hidden.shape[1]
+
+        # Positions: 0, 1, 2, ... Padding on the left does not count: the mask 0 0 1 1 1 gives 0 0 0 1 2.
         if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
-            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -T:]  # padding does not count
+            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -T:]
         elif position_ids is None:
             position_ids = torch.arange(past, past + T, device=hidden.device)[None]
 
@@ -205,6 +219,7 @@ class MiniMindModel(MiniMindPreTrainedModel):
         rotary = angles.cos() * scale, angles.sin() * scale
         mask = causal_mask(attention_mask, past, T, hidden.device)
 
+        # The blocks, one after the other; each adds to the same residual stream.
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         hidden = self.dropout(hidden)
@@ -290,6 +305,8 @@ class MiniMindForCausalLM(MiniMindPreTrainedModel, GenerationMixin):
         )
         hidden = outputs.last_hidden_state
         B, T, _ = hidden.shape
+
+        # The head is the dearest product of a small model (V is 12 times D): only for the positions that are asked for.
         if supervised is not None:
             kept = hidden.flatten(0, 1).index_select(0, supervised)
         elif isinstance(logits_to_keep, torch.Tensor):
@@ -298,6 +315,7 @@ class MiniMindForCausalLM(MiniMindPreTrainedModel, GenerationMixin):
             kept = hidden[:, -logits_to_keep:]  # -0 keeps all
         logits = self.lm_head(kept)
 
+        # A mixture of experts is also trained to spread its tokens; the loss of that is returned apart.
         aux_loss = torch.zeros(B, device=hidden.device)
         if self.config.use_moe:
             real = None
