@@ -22,6 +22,8 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from common.device import DTYPES, choose_device
+from common.flags import BriefParser, Problem, add_bool_flag, add_model_flags, non_empty, problem, real, whole
 from inference.sampling import PENALTIES, TEMPERATURES, SamplingParams
 from inference.scoring import answer_questions, read_questions, score_report
 from inference.session import Session
@@ -29,9 +31,6 @@ from inference.terminal import LineReader
 from model.LMConfig import ROPE_SCALING_TYPES, LMConfig
 from model.loading import MODEL_MODES, count_parameters, load_directory, load_model, load_tokenizer, weights_path
 from model.model_lora import lora_path, read_lora, saved_adapters
-from training.cli import add_model_flags
-from training.flags import BriefParser, Problem, add_bool_flag, non_empty, problem, real, whole
-from training.runtime import TORCH_DTYPES, choose_device
 
 PRETRAIN_PROMPTS = (
     "马克思主义基本原理",
@@ -123,7 +122,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--device", type=non_empty, default="auto", help="cpu, cuda, cuda:1, mps; auto takes the fastest (%(default)s)"
     )
     group.add_argument(
-        "--dtype", default="auto", choices=["auto", *TORCH_DTYPES],
+        "--dtype", default="auto", choices=["auto", *DTYPES],
         help="of weights and arithmetic; auto: bfloat16 or float16 on CUDA, else float32 (%(default)s)",
     )  # fmt: skip
 
@@ -240,7 +239,7 @@ def load(args: argparse.Namespace) -> tuple[PreTrainedModel, PreTrainedTokenizer
         model, tokenizer = load_model(args.config, path), load_tokenizer()
     else:
         model, tokenizer = load_directory(args.transformers_dir)
-    dtype = TORCH_DTYPES.get(args.dtype, torch.float32)
+    dtype = DTYPES.get(args.dtype, torch.float32)
     if args.dtype == "auto" and device.type == "cuda":
         dtype = torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
     # On a CPU auto means float32: for one row at a time PyTorch's bfloat16 matrix products are no faster there.

@@ -32,12 +32,12 @@ writes  out/reason_{dim}[_moe].pth     weights: eval_model.py --model_mode 3 tal
 import torch
 from torch import Tensor
 
+from common.flags import plain_errors, real
 from inference.scoring import follows_reasoning_format
 from model.chat_format import ChatFormat
 from model.loading import load_tokenizer
-from training.cli import config_from, plain_errors, stage_parser
+from training.cli import config_from, stage_parser
 from training.evaluation import Evaluation
-from training.flags import real
 from training.inputs import load_data, starting_model
 from training.loop import train
 from training.losses import moe_metrics, supervised_forward, token_nll

@@ -31,11 +31,11 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from common.flags import add_bool_flag, non_empty, parse_bool, plain_errors, real, whole
 from model.chat_format import ChatFormat
 from model.loading import count_parameters, load_tokenizer
-from training.cli import config_from, plain_errors, stage_parser
+from training.cli import config_from, stage_parser
 from training.evaluation import Evaluation
-from training.flags import add_bool_flag, non_empty, parse_bool, real, whole
 from training.inputs import load_data, starting_model
 from training.loop import train
 from training.losses import balance_loss, moe_metrics, supervised_forward, supervised_per_row, token_nll

@@ -29,11 +29,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from common.flags import add_bool_flag, plain_errors, real
 from model.chat_format import ChatFormat
 from model.loading import load_tokenizer
-from training.cli import config_from, plain_errors, stage_parser
+from training.cli import config_from, stage_parser
 from training.evaluation import Evaluation
-from training.flags import add_bool_flag, real
 from training.inputs import load_data, starting_model
 from training.loop import train
 from training.losses import answer_logprobs, moe_metrics, supervised_forward, supervised_per_row

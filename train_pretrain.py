@@ -14,9 +14,10 @@ writes  out/pretrain_{dim}[_moe].pth     weights: train_full_sft.py goes on from
         out/checkpoints/, out/logs/      state for --resume; log and loss curve
 """
 
+from common.flags import plain_errors
 from model.chat_format import ChatFormat
 from model.loading import load_tokenizer
-from training.cli import config_from, plain_errors, stage_parser
+from training.cli import config_from, stage_parser
 from training.evaluation import Evaluation
 from training.inputs import load_data, starting_model
 from training.loop import train

@@ -16,11 +16,11 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.machine import describe_machine
+from common.device import DTYPES
 from inference.generation import generate
 from inference.sampling import SamplingParams
 from model.LMConfig import LMConfig
 from model.model import MiniMindForCausalLM
-from training.runtime import TORCH_DTYPES
 
 NO_EOS = -1
 
@@ -52,8 +52,8 @@ def make_arms(args: argparse.Namespace) -> dict[str, Callable[[], object]]:
     ours = MiniMindForCausalLM(LMConfig(dim=args.dim, n_layers=args.n_layers)).eval()
     with torch.no_grad():
         ours.model.norm.weight.mul_(10)  # peaked like a trained model, which is what top-p meets in practice
-    llama = as_llama(ours).to(args.device, TORCH_DTYPES[args.dtype])
-    ours = ours.to(args.device, TORCH_DTYPES[args.dtype])
+    llama = as_llama(ours).to(args.device, DTYPES[args.dtype])
+    ours = ours.to(args.device, DTYPES[args.dtype])
     batch = torch.randint(16, 6400, (args.batch, args.prompt_tokens))
     prompts, batch = batch.tolist(), batch.to(args.device)
     fixed = {"max_new_tokens": args.new_tokens, "min_new_tokens": args.new_tokens, "pad_token_id": 0}
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--new_tokens", type=int, default=128, help="tokens generated for each")
     parser.add_argument("--rounds", type=int, default=5, help="repetitions of each arm")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")
-    parser.add_argument("--dtype", default="float32", choices=TORCH_DTYPES, help="of weights and arithmetic")
+    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="of weights and arithmetic")
     args = parser.parse_args()
     arms = make_arms(args)
     wall, cpu = {name: [] for name in arms}, {name: [] for name in arms}

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 
 from benchmarks.machine import describe_machine
 from benchmarks.rounds import Step, add_timing_flags, print_rates, time_rounds
+from common.device import choose_device, choose_dtype
 from dataset.batching import Pairs, plan_batches
 from dataset.token_cache import open_token_cache
 from model.chat_format import ChatFormat
@@ -36,7 +37,7 @@ from train_dpo import make_loss
 from training.loop import add_gradients
 from training.optim import Updater
 from training.reference import fill_logprobs
-from training.runtime import Run, choose_device, choose_dtype
+from training.runtime import Run
 
 BETA = 0.1
 

@@ -20,8 +20,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.machine import describe_machine
+from common.memory import resident_memory
 from training.curves import read_log
-from training.memory import resident_memory
 
 
 def watched_run(flags: list[str], seconds: float, out: Path) -> tuple[float, list[float], int]:

@@ -20,14 +20,15 @@ from torch import Tensor, nn
 
 from benchmarks.machine import describe_machine
 from benchmarks.rounds import Step, add_timing_flags, print_rates, time_rounds
+from common.device import DTYPES, choose_device
+from common.memory import keep_freed_memory
 from model.LMConfig import LMConfig
 from model.model import FeedForward, MiniMindForCausalLM
 from model.moe import MoEFeedForward
 from training.loop import add_gradients
 from training.losses import next_token_loss
-from training.memory import keep_freed_memory
 from training.optim import Updater
-from training.runtime import TORCH_DTYPES, Run, choose_device
+from training.runtime import Run
 
 
 class MaskLoop(MoEFeedForward):
@@ -92,7 +93,7 @@ def main(argv=None):
     parser.add_argument("--n_layers", type=int, default=8, help="number of blocks")
     parser.add_argument("--batch_size", type=int, default=16, help="rows")
     parser.add_argument("--seq_len", type=int, default=256, help="tokens of a row")
-    parser.add_argument("--dtypes", nargs="+", choices=TORCH_DTYPES, default=["float32", "bfloat16"], help="to measure")
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["float32", "bfloat16"], help="to measure")
     add_timing_flags(parser, rounds=5, steps=1)
     args = parser.parse_args(argv)
 
@@ -107,7 +108,7 @@ def main(argv=None):
     print(f"dim {args.dim}, {args.n_layers} layers, {args.batch_size} x {args.seq_len} tokens\n")
     config = LMConfig(dim=args.dim, n_layers=args.n_layers, use_moe=True, aux_loss_alpha=0.01)
     arms = {
-        f"{name} {dtype}": make_step(Run(device, TORCH_DTYPES[dtype]), model, batch, args.compile)
+        f"{name} {dtype}": make_step(Run(device, DTYPES[dtype]), model, batch, args.compile)
         for dtype in args.dtypes
         for name, model in make_models(config).items()
     }

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 
 from benchmarks.machine import describe_machine
 from benchmarks.rounds import Step, add_timing_flags, print_rates, time_rounds
+from common.device import choose_device, choose_dtype
 from dataset.batching import Sequences, plan_batches
 from dataset.token_cache import open_token_cache
 from model.chat_format import ChatFormat
@@ -31,7 +32,7 @@ from model.model import MiniMindForCausalLM
 from training.loop import add_gradients
 from training.losses import next_token_loss
 from training.optim import Updater
-from training.runtime import Run, choose_device, choose_dtype
+from training.runtime import Run
 
 
 def plain_step(run: Run, config: LMConfig, units: Sequences, batch_size: int, max_seq_len: int) -> Step:

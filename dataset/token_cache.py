@@ -32,6 +32,7 @@ from pathlib import Path
 
 import numpy as np
 
+from common.files import sync_directory, whole_file
 from dataset.readers import DataError, ReadReport, require_file
 from dataset.tokenizing import Log, encoded_chunks
 from model.chat_format import ChatFormat
@@ -193,13 +194,8 @@ def _checksums(directory: Path, names: Iterable[str]) -> dict[str, int]:
 
 
 def _write_meta(directory: Path, meta: dict) -> None:
-    """Atomically, so that another process never reads half of it."""
-    temporary = directory / f"meta.{uuid.uuid4().hex}.tmp"
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(meta, file, ensure_ascii=False, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, directory / "meta.json")
+    with whole_file(directory / "meta.json") as file:
+        file.write(json.dumps(meta, ensure_ascii=False, indent=1).encode())
 
 
 def _open(directory: Path) -> TokenCache:
@@ -318,12 +314,7 @@ def _rename(temporary: Path, directory: Path) -> None:
             with suppress(FileNotFoundError):  # another process made way for its own
                 os.rename(directory, damaged)
             shutil.rmtree(damaged, ignore_errors=True)
-    if os.name == "posix":  # Windows cannot sync a directory
-        descriptor = os.open(directory.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    sync_directory(directory.parent)
 
 
 def _remove_abandoned(cache_dir: Path) -> None:

@@ -1,1 +1,1 @@
-"""The network: configuration, layers, weight files, chat format. Imports nothing else of this project."""
+"""The network: configuration, layers, weight files, chat format. Imports only `common`."""

@@ -1,19 +1,23 @@
-"""Names, places, strict loading and atomic saving of weight files."""
+"""Weight files and model directories: names, places, strict loading."""
 
 import contextlib
-import os
-import pickle
 import shlex
-import struct
-import zipfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from common.tensor_files import (
+    UNREADABLE,
+    UnreadableFile,
+    atomic_save,
+    check_checksums,
+    first_line,
+    nonfinite,
+    read_torch_file,
+)
 
 from .LMConfig import LMConfig
 from .model import MiniMindForCausalLM
@@ -32,12 +36,6 @@ STAGE_SCRIPTS = {
     "full_dist": "train_distillation.py",
 }
 
-# What zipfile and torch.load raise on files that are cut off, damaged, foreign, or that try to run code.
-UNREADABLE = (
-    *(OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, OverflowError, MemoryError),
-    *(struct.error, zipfile.BadZipFile, pickle.UnpicklingError),
-)
-
 
 def weights_path(out_dir: str | Path, name: str, config: LMConfig) -> Path:
     """`{out_dir}/{name}_{dim}[_moe].pth`, e.g. out/full_sft_512.pth."""
@@ -52,88 +50,6 @@ def count_parameters(model: nn.Module) -> int:
 def save_weights(state_dict: dict[str, torch.Tensor], path: str | Path) -> None:
     """Write a state dict as plain float32 CPU tensors, all or nothing. Raises what `atomic_save` raises."""
     atomic_save(_plain_tensors(state_dict), path)
-
-
-def atomic_save(value: object, path: str | Path) -> None:
-    """`torch.save`, all or nothing: a crash or a full disk leaves the old file as it was.
-
-    Raises:
-        OSError, RuntimeError: the disk is full or not writable; the temporary file is removed.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            torch.save(value, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    if os.name == "posix":  # the rename itself lives in the directory; without this a power cut could undo it
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-
-
-class UnreadableFile(ValueError):
-    """Why a file of `torch.save` cannot be used, as a predicate: "is cut off or damaged (...)"."""
-
-
-def read_torch_file(path: str | Path) -> object:
-    """What `atomic_save` or `torch.save` wrote, on the CPU. Runs no code, and checks every byte.
-
-    torch.save has written zip archives since 1.6, with a checksum of each tensor; torch.load does not look at these.
-
-    Raises:
-        OSError: it cannot be opened.
-        UnreadableFile: it is no such archive, or cut off, or damaged, or holds more than tensors and plain values.
-    """
-    with open(path, "rb") as file:
-        if file.read(4) != b"PK\x03\x04":
-            raise UnreadableFile("is not a PyTorch file, or its beginning is damaged")
-        try:
-            check_checksums(file)
-            file.seek(0)
-            return torch.load(file, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            reason = "holds more than tensors and was not opened, it could run code of its author"
-            raise UnreadableFile(f"{reason} ({_first_line(error)})") from error
-        except UNREADABLE as error:
-            raise UnreadableFile(f"is cut off or damaged ({type(error).__name__}: {_first_line(error)})") from error
-
-
-def check_checksums(file: BinaryIO | Path) -> None:
-    """Raises one of UNREADABLE unless every part of a file of torch.save has the checksum that was stored with it."""
-    with zipfile.ZipFile(file) as archive:
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-            raise ValueError("torch.save compresses nothing, but this is compressed")
-        if damaged := archive.testzip():
-            raise ValueError(f"the checksum of {damaged} is wrong")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0]
-
-
-def named_tensors(value: object, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor of a nested state with where it stands, e.g. ("optimizer.state.0.exp_avg", ...)."""
-    if isinstance(value, torch.Tensor):
-        yield name, value
-    elif isinstance(value, dict | list | tuple):
-        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from named_tensors(item, f"{name}.{key}" if name else str(key))
-
-
-def nonfinite(value: object) -> str | None:
-    """Which tensors of a nested state hold NaN or infinity, as a predicate; None if none does."""
-    # A sum is five times faster than a look at each number; a sum that overflows is no proof.
-    suspects = [(name, tensor) for name, tensor in named_tensors(value) if not tensor.sum().isfinite()]
-    bad = [name for name, tensor in suspects if not tensor.isfinite().all()]
-    return f"holds NaN or infinity in {len(bad)} tensors, first {bad[0]}" if bad else None
 
 
 def _plain_tensors(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -203,7 +119,7 @@ def load_tokenizer(path: str | Path = TOKENIZER_DIR) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(path, local_files_only=True)
     except UNREADABLE as error:
         raise ValueError(
-            f"the tokenizer in {path} is damaged: copy it again ({type(error).__name__}: {_first_line(error)})"
+            f"the tokenizer in {path} is damaged: copy it again ({type(error).__name__}: {first_line(error)})"
         ) from error
 
 
@@ -230,7 +146,7 @@ def load_directory(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokeniz
             path, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
         )
     except (SafetensorError, *UNREADABLE) as error:
-        raise ValueError(f"{path} cannot be read ({type(error).__name__}: {_first_line(error)})") from error
+        raise ValueError(f"{path} cannot be read ({type(error).__name__}: {first_line(error)})") from error
     if any(found.values()):
         raise ValueError(_misfit(path, type(model).__name__, found))
     check_finite(path, model.state_dict(), make_with=None)

@@ -22,8 +22,10 @@ from pathlib import Path
 import torch
 import transformers
 
+from common.tensor_files import UNREADABLE
+
 from .LMConfig import LMConfig, config_fields
-from .loading import REPO_ROOT, UNREADABLE
+from .loading import REPO_ROOT
 from .sizes import CONTEXT_FIELDS, RUN_FIELDS, Given, Shapes, assume_config, contradictions
 
 FORMAT = "minimind weights 1"

@@ -14,11 +14,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from common.flags import BriefParser, add_model_flags, file_name, non_empty, plain_errors  # noqa: E402
 from model.LMConfig import LMConfig  # noqa: E402
 from model.loading import load_model, save_weights, weights_path  # noqa: E402
 from model.model_lora import load_lora, lora_path, merge_lora, read_lora, write_peft  # noqa: E402
-from training.cli import add_model_flags, plain_errors  # noqa: E402
-from training.flags import BriefParser, file_name, non_empty  # noqa: E402
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -35,7 +35,7 @@ from sample_data.unknown_questions import REFUSALS
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from training.flags import BriefParser, non_empty, whole  # noqa: E402
+from common.flags import BriefParser, non_empty, whole  # noqa: E402
 
 PERSONA_REFUSALS = 120
 

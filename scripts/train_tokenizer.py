@@ -30,9 +30,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from common.flags import BriefParser, non_empty, real, whole  # noqa: E402
 from model.chat_format import CONTROL_TOKENS, RESERVED_TOKENS, SPECIAL_TOKENS, ChatFormat, check_text  # noqa: E402
 from model.loading import TOKENIZER_DIR  # noqa: E402
-from training.flags import BriefParser, non_empty, real, whole  # noqa: E402
 
 HELDOUT_ONE_IN = 50
 HELDOUT_BYTES = 2_000_000  # of each file, language and kind: enough for three digits

@@ -16,7 +16,7 @@ import torch
 from test_loop import interrupt_at, states
 from toy import damaged_copies, same_weights, toy_args, toy_model, toy_run, toy_sequences, toy_train
 
-from model.loading import named_tensors
+from common.tensor_files import named_tensors
 from training.checkpoint import (
     CheckpointError,
     DifferentRunError,

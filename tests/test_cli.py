@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from training.cli import config_from, find_problems, is_installed, plain_errors, stage_parser
-from training.flags import parse_bool
+from common.flags import is_installed, parse_bool, plain_errors
+from training.cli import config_from, find_problems, stage_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = [*ROOT.glob("training/*.py"), *ROOT.glob("train_*.py")]

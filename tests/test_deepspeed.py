@@ -12,8 +12,8 @@ from test_distributed import ROOT, as_ranks
 from test_loop import interrupt_at
 from toy import largest_difference, toy_args, toy_model, toy_train
 
+from common.flags import is_installed
 from training.checkpoint import list_states, read_state
-from training.cli import is_installed
 from training.curves import read_log
 from training.runtime import distributed_run
 

@@ -19,8 +19,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from toy import largest_difference, same_weights, toy_args, toy_process, toy_train
 
+from common.flags import is_installed
 from training.checkpoint import list_states, read_state
-from training.cli import is_installed
 from training.curves import read_log
 from training.runtime import distributed_run
 

@@ -55,7 +55,7 @@ def test_an_unusable_folder_is_found_before_the_data_is_read(tmp_path, capsys, m
 
 
 def test_a_second_run_is_refused_with_the_name_of_the_first(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("training.files.LOCK_WAIT", 0.2)
+    monkeypatch.setattr("common.files.LOCK_WAIT", 0.2)
     with distributed_run(toy_args(tmp_path)):
         message = refusal(capsys, tmp_path)
         with distributed_run(toy_args(tmp_path, "--save_weight", "other")):
@@ -66,7 +66,7 @@ def test_a_second_run_is_refused_with_the_name_of_the_first(tmp_path, capsys, mo
 
 
 def test_the_lock_of_a_killed_run_is_gone(tmp_path, monkeypatch):
-    monkeypatch.setattr("training.files.LOCK_WAIT", 5)
+    monkeypatch.setattr("common.files.LOCK_WAIT", 5)
     killed = in_a_fork(lambda: toy_process(str(tmp_path), loss_fn=interrupt_at(3, signal.SIGKILL)))
     assert killed == signal.SIGKILL and (tmp_path / "checkpoints/toy_16.holder").exists()
     toy_process(str(tmp_path), *STOPPED)
@@ -77,7 +77,7 @@ def test_a_file_system_without_locks_is_told(tmp_path, capsys, monkeypatch):
     def no_locks(self, timeout):
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr("training.files.FileLock.acquire", no_locks)
+    monkeypatch.setattr("common.files.FileLock.acquire", no_locks)
     toy_process(str(tmp_path), *STOPPED)
     assert "files cannot be locked" in capsys.readouterr().out and (tmp_path / "toy_16.pth").exists()
 

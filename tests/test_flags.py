@@ -14,9 +14,9 @@ import train_dpo
 import train_full_sft
 import train_lora
 import train_pretrain
+from common import flags
+from common.flags import BriefParser, Problem, file_name, non_empty, one_of_these, parse_bool, real, whole
 from model.loading import REPO_ROOT
-from training import flags
-from training.flags import BriefParser, Problem, file_name, non_empty, one_of_these, parse_bool, real, whole
 
 NONSENSE = [
     "nan", "inf", "-inf", "-1", "0", "1e300", "-1e300", "1e-300", "1e-45", "", " ", "../x", "/tmp/x", "模型",

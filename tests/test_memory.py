@@ -7,6 +7,7 @@ import pytest
 import torch
 from toy import toy_args, toy_model, toy_run, toy_sequences, toy_train
 
+from common.memory import container_limits, machine_memory
 from model.LMConfig import LMConfig
 from model.loading import count_parameters
 from model.model import MiniMindForCausalLM
@@ -16,9 +17,7 @@ from training.losses import next_token_loss
 from training.memory import (
     KeptMemory,
     LivePeak,
-    container_limits,
     live_peak,
-    machine_memory,
     memory_report,
     most_activations,
     out_of_memory_advice,

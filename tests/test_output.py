@@ -12,8 +12,8 @@ from test_kill import in_a_fork
 from test_loop import interrupt_at
 from toy import same_weights, toy_args, toy_run, toy_train
 
+from common.output import LastingStream, make_output_last
 from training.curves import read_log
-from training.output import LastingStream, make_output_last
 from training.report import Report, append_line
 from training.runtime import distributed_run, stop_on_signals
 from training.trackers import start_tracker

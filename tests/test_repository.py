@@ -20,12 +20,13 @@ from model.loading import count_parameters
 from model.model import MiniMindForCausalLM
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("model", "dataset", "training", "inference")
+PACKAGES = ("common", "model", "dataset", "training", "inference")
 MAY_IMPORT = {
-    "model": {"model"},
-    "dataset": {"dataset", "model"},
-    "inference": {"inference", "model"},
-    "training": {"training", "inference", "dataset", "model"},
+    "common": {"common"},
+    "model": {"model", "common"},
+    "dataset": {"dataset", "model", "common"},
+    "inference": {"inference", "model", "common"},
+    "training": {"training", "inference", "dataset", "model", "common"},
 }
 SCRIPTS = sorted([*ROOT.glob("*.py"), *ROOT.glob("scripts/*.py")])
 MODULES = [path for package in PACKAGES for path in sorted(ROOT.glob(f"{package}/**/*.py"))]

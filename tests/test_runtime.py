@@ -10,8 +10,8 @@ import pytest
 import torch
 from toy import toy_args, toy_model, toy_run
 
-from training import runtime
-from training.runtime import Run, choose_device, choose_dtype, distributed_run, seed_everything, stop_on_signals
+from common.device import choose_device, choose_dtype
+from training.runtime import Run, distributed_run, seed_everything, stop_on_signals
 
 CPU = torch.device("cpu")
 
@@ -42,10 +42,10 @@ def test_auto_prefers_cuda_then_mps_then_cpu(monkeypatch):
 
 def test_a_cpu_without_bfloat16_instructions_trains_in_float32(monkeypatch):
     """Emulated bfloat16 is tens of times slower than float32."""
-    monkeypatch.setattr(runtime, "cpu_has_fast_bfloat16", lambda: False)
+    monkeypatch.setattr("common.device.cpu_has_fast_bfloat16", lambda: False)
     dtype, remark = choose_dtype("bfloat16", CPU)
     assert dtype == torch.float32 and "float32" in remark
-    monkeypatch.setattr(runtime, "cpu_has_fast_bfloat16", lambda: True)
+    monkeypatch.setattr("common.device.cpu_has_fast_bfloat16", lambda: True)
     assert choose_dtype("bfloat16", CPU) == (torch.bfloat16, "")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from model.loading import UnreadableFile, atomic_save, nonfinite, read_torch_file
+from common.tensor_files import UnreadableFile, atomic_save, nonfinite, read_torch_file
 
 FORMAT = "minimind training state 2"
 PARTS = {"format", "model", "optimizer", "scaler", "progress", "random", "identity", "run_name", "tracker_id"}

@@ -5,17 +5,23 @@ overrides defaults by keyword: ``stage_parser(__doc__, epochs=2, learning_rate=5
 """
 
 import argparse
-import contextlib
-import importlib.util
 import os
-import sys
-from collections.abc import Iterator
 
+from common.device import DTYPES
+from common.flags import (
+    INTERVAL,
+    BriefParser,
+    add_bool_flag,
+    add_model_flags,
+    file_name,
+    is_installed,
+    non_empty,
+    parse_resume,
+    real,
+    whole,
+)
 from model.LMConfig import LMConfig
 
-from .flags import INTERVAL, BriefParser, add_bool_flag, file_name, non_empty, parse_resume, real, whole
-
-DTYPES = ("bfloat16", "float16", "float32")
 LR_SCHEDULES = ("cosine", "upstream", "constant")
 TRACKERS = ("none", "wandb", "swanlab", "tensorboard")
 
@@ -38,12 +44,6 @@ def find_problems(args: argparse.Namespace) -> list[str]:
     except ValueError as error:
         problems.append(str(error))
     return problems
-
-
-def is_installed(package: str) -> bool:
-    """True if a package can be imported. A mere folder of that name, like the logs in ./wandb, is none."""
-    found = importlib.util.find_spec(package)
-    return found is not None and found.origin is not None
 
 
 def stage_parser(description: str, **stage_defaults) -> BriefParser:
@@ -193,17 +193,6 @@ def stage_parser(description: str, **stage_defaults) -> BriefParser:
     return parser
 
 
-def add_model_flags(parser) -> None:
-    """The flags that choose a model size; ``config_from`` reads them."""
-    parser.add_argument(
-        "--dim", "--hidden_size", dest="dim", type=whole(1, 2**16), default=512, help="width of the model"
-    )
-    parser.add_argument(
-        "--n_layers", "--num_hidden_layers", dest="n_layers", type=whole(1, 1000), default=8, help="number of blocks"
-    )
-    add_bool_flag(parser, "--use_moe", default=False, help="mixture of experts: 1 shared + 4 routed, top-2")
-
-
 def config_from(args: argparse.Namespace, **changes) -> LMConfig:
     """The model configuration that the flags describe. Raises ValueError on an impossible combination."""
     fields = {
@@ -214,16 +203,6 @@ def config_from(args: argparse.Namespace, **changes) -> LMConfig:
         "aux_loss_alpha": args.aux_loss_alpha,
     }
     return LMConfig(**{**fields, **changes})
-
-
-@contextlib.contextmanager
-def plain_errors() -> Iterator[None]:
-    """Show a user's mistake (missing file, bad value, bad data) as one message and exit code 2, no stack trace."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from common.flags import plain_errors
 from dataset.batching import plan_batches, prefetch
 from model.loading import count_parameters
 
 from .checkpoint import Progress, new_run_flags
-from .cli import plain_errors
 from .evaluation import Evaluation
 from .guard import WeightGuard
 from .inputs import Data

@@ -6,11 +6,9 @@ runs in, if that is less.
 
 import contextlib
 import copy
-import ctypes
 import os
 import weakref
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from common.memory import give_back_free_memory, heap_memory, machine_memory, resident_memory
 from model.LMConfig import LMConfig
 from model.loading import count_parameters
 from model.model import MiniMindForCausalLM
@@ -25,7 +24,6 @@ from model.model import MiniMindForCausalLM
 from .checkpoint import random_state, set_random_state
 
 PER_WEIGHT = 16  # float32: a trained weight, its gradient, and AdamW's two moments
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # from malloc.h
 GROWTH = 1.2  # how much more than the run needs may stay with the process between steps
 PROBE = 1024  # positions of the smaller of two probes: more than a loss works through at once
 KERNELS = 290_000_000  # oneDNN's matrix products in bfloat16, compiled for each shape: 1,024 are kept, 0.28 MB each
@@ -59,37 +57,6 @@ def planned_parameters(config: LMConfig) -> int:
             counts.append(count_parameters(MiniMindForCausalLM(small)))
     one, two = counts
     return one + (config.n_layers - 1) * (two - one)
-
-
-def machine_memory() -> int | None:
-    """Memory of the machine, or of the container if that is less; None where the system does not tell (Windows)."""
-    if not hasattr(os, "sysconf"):
-        return None
-    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min([physical, *container_limits()])
-
-
-def container_limits(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[int]:
-    """Every memory limit that Linux' control groups, version 1 or 2, set for this process.
-
-    ``groups`` has a line ``number:controllers:/path`` for each hierarchy. A limit of any parent counts too; inside a
-    container the path may be the host's, then the limit stands at the root.
-    """
-    limits = []
-    for line in groups.read_text().splitlines() if groups.exists() else []:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            top, name = root, "memory.max"
-        elif "memory" in controllers.split(","):
-            top, name = root / "memory", "memory.limit_in_bytes"
-        else:
-            continue
-        own = top / path.strip("/")
-        for folder in {top, own, *own.parents}:
-            with contextlib.suppress(OSError):
-                text = (folder / name).read_text().strip()
-                limits += [int(text)] if text.isdigit() else []  # version 2 writes "max" for no limit
-    return limits
 
 
 # Before training
@@ -211,18 +178,6 @@ class LivePeak(TorchDispatchMode):
 # While training on a CPU
 
 
-def keep_freed_memory() -> None:
-    """Let the C library hand freed blocks out again, whatever their size.
-
-    glibc returns a block above 32 MB to the system as soon as it is freed, and gets the next one page by page, each
-    filled with zeros first. On a CPU, logits and activations are such blocks: keeping them made training of the 26M
-    model 1.26 times as fast (two cores). KeptMemory bounds what that costs.
-    """
-    if library := c_library("mallopt"):
-        for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1)):
-            library.mallopt(parameter, value)
-
-
 class KeptMemory:
     """Bounds the freed memory that stays with the process from step to step.
 
@@ -248,41 +203,6 @@ class KeptMemory:
             self.limit = held
         give_back_free_memory()
         self._is_fresh = True
-
-
-def give_back_free_memory() -> None:
-    """Return every free page of the C library's heap to the system; tens of milliseconds a gigabyte."""
-    if library := c_library("malloc_trim"):
-        library.malloc_trim(0)
-
-
-def c_library(function: str) -> ctypes.CDLL | None:
-    """The C library of this process if it has this function: glibc's are missing in musl, macOS and Windows."""
-    library = ctypes.CDLL(None) if os.name == "posix" else None
-    return library if hasattr(library, function) else None
-
-
-def resident_memory(process: int | str = "self") -> int:
-    """Physical memory of a process; where only this process' most so far is known (macOS), that; 0 on Windows."""
-    if pages := _statm(process):
-        return pages[1] * os.sysconf("SC_PAGE_SIZE")
-    if os.name != "posix":
-        return 0
-    import resource  # missing on Windows
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def heap_memory() -> int:
-    """Physical memory of this process without what it shares with files (libraries, the token cache); 0 off Linux."""
-    pages = _statm()
-    return (pages[1] - pages[2]) * os.sysconf("SC_PAGE_SIZE") if pages else 0
-
-
-def _statm(process: int | str = "self") -> list[int]:
-    """Linux' counts of a process' pages: size, resident, shared with files, ...; nothing elsewhere."""
-    path = Path(f"/proc/{process}/statm")
-    return [int(count) for count in path.read_text().split()] if path.exists() else []
 
 
 # Words

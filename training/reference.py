@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from common.tensor_files import UnreadableFile, atomic_save, read_torch_file
 from dataset.batching import Pairs, plan_batches
-from model.loading import UnreadableFile, atomic_save, read_torch_file
 
 from .inputs import Data
 from .losses import answer_logprobs

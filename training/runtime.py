@@ -23,12 +23,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .cli import config_from, plain_errors
-from .files import check_writable, locked, run_files
-from .memory import keep_freed_memory
-from .output import make_output_last, write_from_handler
+from common.device import choose_device, choose_dtype
+from common.files import locked
+from common.flags import plain_errors
+from common.memory import keep_freed_memory
+from common.output import make_output_last, write_from_handler
 
-TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from .cli import config_from
+from .files import check_writable, run_files
+
 STEP_TIMEOUT = timedelta(seconds=45)  # inside a step: then a process that hangs or vanished ends the run everywhere
 WAIT_TIMEOUT = timedelta(hours=6)  # where one process may work long while others wait: caches, evaluations, compiling
 SECOND_CTRL_C = 1.0  # seconds: launchers hand one Ctrl-C on, so that it can arrive twice at the same moment
@@ -203,48 +206,6 @@ def declare_varying_sizes(model: nn.Module, args: tuple[Tensor], kwargs: dict[st
     torch._dynamo.decorators.mark_unbacked(kwargs["supervised"], 0)
 
 
-def choose_device(name: str) -> torch.device:
-    """The device called ``name``; 'auto' takes CUDA, then MPS, then the CPU. Raises ValueError if it is not there."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"--device {name!r}: no such device; use auto, cpu, cuda, cuda:0 or mps") from error
-    available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}
-    count = torch.cuda.device_count() if device.type == "cuda" else 1
-    if device.type not in available or not available[device.type]() or (device.index or 0) >= count:
-        raise ValueError(f"--device {name}: not available here; use --device auto or --device cpu")
-    if device.type == "cuda":
-        device = torch.device(
-            "cuda", device.index if device.index is not None else int(os.environ.get("LOCAL_RANK", 0))
-        )
-        torch.cuda.set_device(device)
-    return device
-
-
-def choose_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
-    """The autocast dtype that the device is fast at, and a remark when it is not the one asked for ('' otherwise).
-
-    A CPU without AVX512-BF16 or AMX emulates bfloat16 tens of times slower than float32 (pytorch#146508); a GPU older
-    than Ampere has no bfloat16 units; MPS and CPU have no loss scaling for float16.
-    """
-    if name == "bfloat16":
-        if device.type == "cpu" and not cpu_has_fast_bfloat16():
-            return torch.float32, "this CPU has no bfloat16 instructions: training in float32"
-        if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
-            return torch.float16, "this GPU has no bfloat16 units: training in float16 with loss scaling"
-    if name == "float16" and device.type != "cuda":
-        return torch.float32, f"float16 training needs a CUDA device, not {device.type}: training in float32"
-    return TORCH_DTYPES[name], ""
-
-
-def cpu_has_fast_bfloat16() -> bool:
-    """True where the CPU multiplies bfloat16 matrices in hardware (AVX512-BF16, AMX, or Arm's BF16 extension)."""
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-
-
 def seed_everything(seed: int, rank: int = 0) -> None:
     """Seed every generator; ranks get different dropout, and equal weights through ``Run.broadcast``."""
     random.seed(seed + rank)
@@ -319,7 +280,8 @@ def own_files(run: Run, args) -> Iterator[None]:
             files = run_files(args, config_from(args))
             try:
                 check_writable(files)
-                stack.enter_context(locked(files, run.log))
+                remedy = "or pass another --out_dir or --save_weight"
+                stack.enter_context(locked(files.states, files.weights, remedy, run.log))
             except (OSError, ValueError) as error:
                 problem = str(error)
         if problem := run.from_main(problem):

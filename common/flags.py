@@ -5,9 +5,12 @@ flags, adds what the checks between flags find, and leaves with one message and 
 """
 
 import argparse
+import contextlib
 import difflib
+import importlib.util
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 FORBIDDEN_IN_NAMES = set('/\\:*?"<>|')  # by some file system; the first two lead out of the directory
@@ -153,3 +156,30 @@ class BriefParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}\n`python {self.prog} --help` explains every flag.\n")
+
+
+def add_model_flags(parser) -> None:
+    """The flags that choose a model size."""
+    parser.add_argument(
+        "--dim", "--hidden_size", dest="dim", type=whole(1, 2**16), default=512, help="width of the model"
+    )
+    parser.add_argument(
+        "--n_layers", "--num_hidden_layers", dest="n_layers", type=whole(1, 1000), default=8, help="number of blocks"
+    )
+    add_bool_flag(parser, "--use_moe", default=False, help="mixture of experts: 1 shared + 4 routed, top-2")
+
+
+def is_installed(package: str) -> bool:
+    """True if a package can be imported. A mere folder of that name, like the logs in ./wandb, is none."""
+    found = importlib.util.find_spec(package)
+    return found is not None and found.origin is not None
+
+
+@contextlib.contextmanager
+def plain_errors() -> Iterator[None]:
+    """Show a user's mistake (missing file, bad value, bad data) as one message and exit code 2, no stack trace."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
