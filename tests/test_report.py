@@ -16,10 +16,11 @@ import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from test_loop import interrupt_at
-from toy import toy_args, toy_run, toy_train
+from toy import VOCAB, toy_args, toy_run, toy_train
 
 from training.checkpoint import Progress
 from training.curves import draw, plot_log, read_log, series
+from training.losses import next_token_loss
 from training.report import Meter, Report, one_line
 from training.trackers import NoTracker, start_tracker
 from training.watch import SPIKE_MIN, Watch
@@ -258,36 +259,66 @@ def test_numbers_are_read_once_and_wishes_are_remembered(tmp_path):
     assert watch.stop and watch.save_due
 
 
-def test_a_spike_of_ten_sigma_is_told_and_counted(tmp_path, capsys):
-    watch, rng = make_watch(tmp_path), np.random.default_rng(0)
-    losses = (3 + 0.1 * rng.standard_normal(200)).tolist()
+def feed(watch: Watch, losses) -> None:
     for loss in losses:
         watch.put(numbers(loss).tolist)
         watch.read()
+
+
+def test_a_spike_of_ten_sigma_that_stays_is_told_once_and_counted(tmp_path, capsys):
+    watch, rng = make_watch(tmp_path), np.random.default_rng(0)
+    losses = (3 + 0.1 * rng.standard_normal(200)).tolist()
+    feed(watch, losses)
     assert watch.progress.spikes == 0 and "spike" not in capsys.readouterr().out
     recent = [float(np.float32(loss)) for loss in losses[-128:]]
     mean, sigma = statistics.fmean(recent), statistics.pstdev(recent)
-    for loss, count in ((mean + 8 * sigma, 0), (mean + 15 * sigma, 1)):
-        watch.put(numbers(loss).tolist)
-        watch.read()
+    for height, count in ((8, 0), (15, 1)):
+        feed(watch, [mean + height * sigma] * 5 + losses[:30])
         assert watch.progress.spikes == count
-    assert "loss spike" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert "loss spike, 3 steps in a row" in lines[0] and all(len(line) <= 120 for line in lines)
 
 
-def test_outliers_do_not_hide_each_other(tmp_path):
-    """With mean and standard deviation, three in the window made the next ones look ordinary."""
+def test_spikes_do_not_hide_each_other(tmp_path):
+    """With mean and standard deviation, three outliers in the window made the next ones look ordinary."""
+    watch, rng = make_watch(tmp_path), np.random.default_rng(0)
+    ordinary = iter(3 + 0.1 * rng.standard_normal(200))
+    feed(watch, itertools.islice(ordinary, 100))
+    for _ in range(6):
+        feed(watch, [20.0, 19.0, 18.0, *itertools.islice(ordinary, 10)])
+    assert watch.progress.spikes == 6
+
+
+def test_an_unusual_batch_is_no_spike(tmp_path):
+    """Fine-tuning on the sample told of 16 in 1,875 healthy steps: batches with the few long programs among it."""
     watch, rng = make_watch(tmp_path), np.random.default_rng(0)
     for step, loss in enumerate(3 + 0.1 * rng.standard_normal(160)):
-        watch.put(numbers(20.0 if step >= 100 and step % 10 == 0 else loss).tolist)
-        watch.read()
-    assert watch.progress.spikes == 6
+        feed(watch, [20.0 if step % 10 in (0, 1) else loss])
+    assert watch.progress.spikes == 0
+
+
+@pytest.mark.parametrize("harmed", ["batch", "weights"])
+def test_only_what_harms_the_model_is_a_spike(harmed, tmp_path, capsys):
+    """Six batches of random targets, from which one step learns little; or weights that are pushed away once."""
+    steps, rng = itertools.count(1), torch.Generator().manual_seed(0)
+
+    def loss_fn(model, batch):
+        step = next(steps)
+        if harmed == "batch" and step >= 100 and step % 20 == 0:
+            batch["targets"] = torch.randint(VOCAB, batch["targets"].shape, generator=rng)
+        elif harmed == "weights" and step == 150:
+            with torch.no_grad():
+                for weight in model.parameters():
+                    weight += 0.3 * torch.randn(weight.shape, generator=rng)
+        return next_token_loss(model, batch)
+
+    toy_train(tmp_path, "--epochs", "20", "--max_steps", "215", "--learning_rate", "1e-2", loss_fn=loss_fn)
+    assert ("loss spike" in capsys.readouterr().out) == (harmed == "weights")
 
 
 def test_no_spike_is_told_before_there_is_something_to_compare_with(tmp_path):
     watch = make_watch(tmp_path)
-    for loss in [3.0] * (SPIKE_MIN - 1) + [30.0]:
-        watch.put(numbers(loss).tolist)
-        watch.read()
+    feed(watch, [3.0] * (SPIKE_MIN - 3) + [30.0] * 5)
     assert watch.progress.spikes == 0
 
 

@@ -47,7 +47,7 @@ class Progress:
     tokens: int = 0  # real input tokens trained on
     skipped: int = 0  # steps dropped for a non-finite gradient
     bad_streak: int = 0  # how many of them in a row, now
-    spikes: int = 0  # steps with a loss far above the ones before
+    spikes: int = 0  # times that the loss rose far above the ones before and stayed (training/watch.py)
 
 
 def random_state(device: torch.device) -> dict:

@@ -5,10 +5,10 @@ from collections import deque
 from collections.abc import Callable
 
 from .checkpoint import Progress
-from .report import Meter, Report
+from .report import Meter, Report, fold
 from .saver import MAX_BAD_STEPS
 
-SPIKE_SIGMA, SPIKE_WINDOW, SPIKE_MIN = 10, 128, 32
+SPIKE_SIGMA, SPIKE_STEPS, SPIKE_WINDOW, SPIKE_MIN = 10, 3, 128, 32
 
 
 class Watch:
@@ -22,6 +22,7 @@ class Watch:
         self.stop = self.save_due = False
         self._unread: Callable[[], list[float]] | None = None
         self._losses: deque[float] = deque(maxlen=SPIKE_WINDOW)
+        self._high_steps = 0  # in a row, up to now
 
     def put(self, numbers: Callable[[], list[float]]) -> None:
         """Take the numbers of the step just made, in the order of ``meter.names``, on their way here: `Run.fetch`."""
@@ -50,19 +51,27 @@ class Watch:
         return self.progress.bad_streak >= MAX_BAD_STEPS
 
     def _look_for_spike(self, loss: float) -> None:
-        """Tell of a loss far above those of up to 128 steps before.
+        """Tell of losses far above those of up to 128 steps before, once three steps in a row have one.
 
+        A step's loss is that before its update. So one high loss is of an unusual batch: in fine-tuning on the sample,
+        those with a long program among short answers have 4 where all others have 0.6. An update that did harm shows
+        in the losses of the steps after it.
         Median and MAD, which for normal noise is sigma / 1.4826: three outliers in the window would raise a standard
         deviation so far that the fourth is not seen.
         """
         if len(self._losses) >= SPIKE_MIN:
             median = statistics.median(self._losses)
             sigma = 1.4826 * statistics.median(abs(other - median) for other in self._losses)
-            if loss > median + SPIKE_SIGMA * max(sigma, 1e-4):
+            is_high = loss > median + SPIKE_SIGMA * max(sigma, 1e-4)
+            self._high_steps = self._high_steps + 1 if is_high else 0
+            if self._high_steps == SPIKE_STEPS:
                 self.progress.spikes += 1
                 self.report.line(
-                    f"step {self.progress.step}: loss spike, {loss:.3f} is more than {SPIKE_SIGMA} standard deviations "
-                    f"above {median:.3f}, the median of {len(self._losses)} steps ({self.progress.spikes} so far); if "
-                    "the loss does not come back within some hundred steps, lower --learning_rate"
+                    fold(
+                        f"step {self.progress.step}: loss spike, {SPIKE_STEPS} steps in a row are more than "
+                        f"{SPIKE_SIGMA} standard deviations above {median:.3f}, the median of {len(self._losses)} "
+                        f"steps; this one is {loss:.3f} ({self.progress.spikes} so far). If the loss does not come "
+                        "back within some hundred steps, lower --learning_rate"
+                    )
                 )
         self._losses.append(loss)
