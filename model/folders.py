@@ -1,0 +1,108 @@
+"""Model folders in the format of transformers: config.json, weights in safetensors or .bin, a tokenizer.
+
+A folder is MiniMind if its config.json says so, in any form that was ever published, or if it describes another
+architecture that computes the same (architectures.py). Nothing in a folder is executed.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoConfig
+
+from common.tensor_files import UnreadableFile, read_torch_file
+
+from .architectures import LAYOUT_OF, from_transformers
+from .layouts import LAYOUTS, Layout, recognise, to_ours
+from .LMConfig import LMConfig, config_fields
+
+
+def read_folder(path: str | Path) -> tuple[LMConfig, dict[str, Tensor]]:
+    """The configuration and the tensors, in our layout and in the types that they have, of a MiniMind in a folder.
+
+    Raises:
+        FileNotFoundError: there is no config.json, or there are no weights.
+        ValueError: it cannot be read, or is no MiniMind; says what differs.
+    """
+    path = Path(path)
+    fields = _read_json(path / "config.json")
+    tensors = read_tensors(path)
+    try:
+        if fields.get("model_type") == LMConfig.model_type:
+            layout = recognise(tensors)
+            config = config_of_any_age(fields, tensors, layout)
+        else:
+            config = from_transformers(AutoConfig.from_pretrained(path, local_files_only=True))
+            layout = LAYOUTS[LAYOUT_OF[fields["model_type"]]]
+        return config, to_ours(tensors, layout, config.head_dim)
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def config_of_any_age(fields: dict, tensors: dict[str, Tensor], layout: Layout) -> LMConfig:
+    """The configuration of a MiniMind from its config.json, which had other names in 2024-09, 2025-02, 2025-04 and now.
+
+    Args:
+        fields: of config.json.
+        tensors: of the same folder: they show what old files do not say.
+    """
+    names = {**LMConfig.attribute_map, "intermediate_size": "hidden_dim", "moe_intermediate_size": "hidden_dim"}
+    known = {name: name for name in config_fields(LMConfig())} | names
+    own = {known[name]: value for name, value in fields.items() if name in known and value is not None}
+    if rope := fields.get("rope_parameters"):  # as transformers 5 writes the two fields
+        scaling = dict(rope)
+        own["rope_theta"] = scaling.pop("rope_theta", own.get("rope_theta", 1e6))
+        own["rope_scaling"] = None if scaling.get("rope_type", "default") == "default" else scaling
+    elif layout.pairs and "rope_theta" not in fields:
+        own["rope_theta"] = 1e4  # 2024-09 had no such field: it was a constant
+    own["qk_norm"] = any(name.endswith("self_attn.q_norm.weight") for name in tensors)
+    if own.get("use_moe"):
+        own["use_moe"] = bool(own["use_moe"])
+        own["n_shared_experts"] = any(".shared_experts." in name for name in tensors)
+    return LMConfig(**own)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a folder, from safetensors where there are any, else from .bin files; every byte is checked.
+
+    Raises:
+        FileNotFoundError: there are neither. ValueError: a file is damaged, or holds more than tensors.
+    """
+    files = sorted(path.glob("*.safetensors")) or sorted(path.glob("pytorch_model*.bin"))
+    if not files:
+        raise FileNotFoundError(f"{path} holds no weights: *.safetensors or pytorch_model*.bin are needed")
+    if missing := _named_in_index(path, files[0].suffix) - {file.name for file in files}:
+        raise FileNotFoundError(f"{path} lacks {', '.join(sorted(missing))}, which its index names: copy it whole")
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            part = load_file(file) if file.suffix == ".safetensors" else read_torch_file(file)
+        except (SafetensorError, UnreadableFile) as error:
+            raise ValueError(f"{file} cannot be read: {error}") from error
+        if not isinstance(part, dict) or not all(isinstance(value, torch.Tensor) for value in part.values()):
+            raise ValueError(f"{file} is not a state dict, a table from names to tensors")
+        tensors |= part
+    return tensors
+
+
+def _named_in_index(path: Path, suffix: str) -> set[str]:
+    """The files among which the index of a large model distributes its tensors; none for a model in one file."""
+    names: set[str] = set()
+    for index in path.glob(f"*{suffix}.index.json"):
+        names |= set(_read_json(index).get("weight_map", {}).values())
+    return names
+
+
+def _read_json(path: Path) -> dict:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} not found: a model folder in the format of transformers is needed here")
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path} must hold a JSON object")
+    return fields
