@@ -88,7 +88,8 @@ def locked(place: Path, what: Path, remedy: str, log=print) -> Iterator[None]:
     try:
         yield
     finally:
-        holder.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the disk may have gone, or be read-only by now: what is left harms nobody
+            holder.unlink()
         lock.release()
 
 

@@ -22,10 +22,15 @@ def atomic_save(value: object, path: str | Path) -> None:
     """`torch.save`, all or nothing: a crash or a full disk leaves the old file as it was.
 
     Raises:
-        OSError, RuntimeError: the disk is full or not writable; the temporary file is removed.
+        OSError: the disk is full or not writable; the temporary file is removed.
     """
     with whole_file(path) as file:
-        torch.save(value, file)
+        try:
+            torch.save(value, file)
+        except RuntimeError as error:  # a failed check of PyTorch's, which hides what the disk said
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 class UnreadableFile(ValueError):

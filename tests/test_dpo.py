@@ -272,6 +272,10 @@ def test_a_damaged_reference_is_computed_again(pairs, tmp_path, capsys):
     file.write_bytes(file.read_bytes()[:100])
     assert torch.equal(reference_logprobs(run, args, small_model(), data), table)
     assert "cannot be read" in capsys.readouterr().out
+    for other in ({"a": table}, table[1:], table.double()):
+        torch.save(other, file)
+        assert torch.equal(reference_logprobs(run, args, small_model(), data), table)
+        assert "holds something else" in capsys.readouterr().out
 
 
 def test_the_weights_fingerprint_ignores_nothing(pairs):

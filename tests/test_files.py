@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -71,6 +72,12 @@ def test_the_lock_of_a_killed_run_is_gone(tmp_path, monkeypatch):
     assert killed == signal.SIGKILL and (tmp_path / "checkpoints/toy_16.holder").exists()
     toy_process(str(tmp_path), *STOPPED)
     assert not (tmp_path / "checkpoints/toy_16.holder").exists()
+
+
+def test_a_folder_that_vanishes_does_not_end_a_run_with_a_stack_trace(tmp_path):
+    with distributed_run(toy_args(tmp_path)):
+        shutil.rmtree(tmp_path / "checkpoints")
+        (tmp_path / "checkpoints").write_text("a file")
 
 
 def test_a_file_system_without_locks_is_told(tmp_path, capsys, monkeypatch):

@@ -1,11 +1,13 @@
 """Weight files: round trip, atomic writing, and errors that say what to do."""
 
+import io
 import json
 import os
 import pickle
 import shutil
 import threading
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -93,6 +95,19 @@ def test_saving_beside_a_run_starts_no_compute_threads(tmp_path):
     finally:
         torch.set_num_threads(threads)
     assert counts[0] == counts[1]
+
+
+def test_a_full_disk_is_called_so(tmp_path):
+    """torch.save says "enforce fail at inline_container.cc: unexpected pos 2624 vs 2518"."""
+
+    class FullDisk(io.FileIO):
+        def write(self, data):
+            raise OSError(28, "No space left on device")
+
+    with patch.object(Path, "open", lambda path, mode: FullDisk(path, mode)):
+        with pytest.raises(OSError, match="No space left on device"):
+            save_weights({"a": torch.zeros(1000)}, tmp_path / "x.pth")
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch):

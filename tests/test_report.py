@@ -71,6 +71,21 @@ def test_the_curve_is_drawn_from_whatever_there_is(tmp_path):
     assert plot_log(log).stat().st_size > 10_000
 
 
+def test_a_full_disk_keeps_the_curves_drawn_before(tmp_path, monkeypatch):
+    log = tmp_path / "a.jsonl"
+    log.write_text('{"step": 5, "loss": 2.0}\n{"step": 6, "loss": 1.0}\n')
+    before = plot_log(log).read_bytes()
+
+    def full_disk(self, file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("matplotlib.backends.backend_agg.FigureCanvasAgg.print_png", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        plot_log(log)
+    assert (tmp_path / "a.png").read_bytes() == before and len(list(tmp_path.iterdir())) == 2
+
+
 def panels(records: list[dict]) -> list:
     figure = draw(records, "title")
     FigureCanvasAgg(figure).draw()

@@ -4,6 +4,8 @@ import contextlib
 import json
 from pathlib import Path
 
+from common.files import whole_file
+
 # What a panel's axis says, and the names of its curves in the log: in training, on held-out data. A panel whose names
 # the log lacks is left out.
 PANELS = (
@@ -44,7 +46,8 @@ def plot_log(log_path: Path) -> Path | None:
     if figure is None:
         return None
     path = Path(log_path).with_suffix(".png")
-    FigureCanvasAgg(figure).print_png(str(path))
+    with whole_file(path) as file:
+        FigureCanvasAgg(figure).print_png(file)
     return path
 
 

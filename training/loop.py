@@ -31,7 +31,7 @@ from .memory import KeptMemory, memory_report, out_of_memory_advice
 from .optim import lr_at, make_updater
 from .report import Meter, Report, fold
 from .runtime import Run, leave_together, stop_on_signals
-from .saver import MAX_BAD_STEPS, Saver, resume_command
+from .saver import MAX_BAD_STEPS, Saver, launch_command
 from .trackers import start_tracker
 from .watch import Watch
 
@@ -157,7 +157,7 @@ def train(
         )
     if not is_last:
         run.log(f"stopped after step {progress.step} of {total_steps}; everything is saved. Continue with:")
-        run.log(f"  {resume_command()}")
+        run.log(f"  {launch_command()}")
         raise SystemExit(128 + (run.stop_signal or signal.SIGTERM))
     run.log(f"done: {saver.weights_path}  log: {report.path}")
 

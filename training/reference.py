@@ -38,7 +38,7 @@ def reference_logprobs(run: Run, args, model: nn.Module, data: Data) -> Tensor:
     path = Path(args.cache_dir) / f"reference-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.pt"
     units = [part for part in (data.train, data.heldout) if len(part)]
     table = torch.zeros(1 + max(int(part.pairs.max()) for part in units), 2, device=run.device)
-    cached = _read(path, run) if run.is_main else None
+    cached = _read(path, table.shape, run) if run.is_main else None
     if run.from_main(cached is not None):
         return run.sum_over_ranks(table if cached is None else cached.to(run.device))
 
@@ -52,7 +52,7 @@ def reference_logprobs(run: Run, args, model: nn.Module, data: Data) -> Tensor:
         run.log(f"参考模型: 已计算 {sum(map(len, units))} 对回答的对数概率, 缓存于 {path}")
         try:
             atomic_save(table.cpu(), path)
-        except (OSError, RuntimeError) as error:  # torch.save turns a full disk into RuntimeError
+        except OSError as error:
             run.log(f"!!! {path} could not be written: {error}; the next run computes it again")
     return table
 
@@ -62,7 +62,7 @@ def _why_no_room(path: Path, table: Tensor) -> str | None:
     trial = path.with_suffix(".trial")
     try:
         atomic_save(table.cpu(), trial)
-    except (OSError, RuntimeError) as error:
+    except OSError as error:
         return f"cannot write to {path.parent}: {error}. Make room, or point --cache_dir elsewhere"
     trial.unlink()
     return None
@@ -80,12 +80,16 @@ def fill_logprobs(run: Run, model: nn.Module, pairs: Pairs, table: Tensor) -> No
         table[batch["pairs"]] = answer_logprobs(output.logits, batch).view(2, -1).T
 
 
-def _read(path: Path, run: Run) -> Tensor | None:
-    """The cached table, or None where there is none that can be read."""
+def _read(path: Path, shape: torch.Size, run: Run) -> Tensor | None:
+    """The cached table, or None where there is none that can be used."""
     if not path.is_file():
         return None
     try:
-        return read_torch_file(path)
+        table = read_torch_file(path)
     except (OSError, UnreadableFile) as error:
         run.log(f"{path} cannot be read ({error}): computing it again")
         return None
+    if not isinstance(table, Tensor) or table.shape != shape or table.dtype != torch.float32:
+        run.log(f"{path} holds something else than a float32 table {tuple(shape)}: computing it again")
+        return None
+    return table

@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
+from common.tensor_files import named_tensors
 from model.loading import save_weights, weights_path
 
 from .checkpoint import (
@@ -136,10 +137,12 @@ class Saver:
                 self.run.log(f"{self.directory}: the states of an earlier run are now in {previous}")
             write_state(self.directory, state)
             self._saved_step, self.error = step, None
-        except (OSError, RuntimeError) as error:  # torch.save turns a full disk into RuntimeError
+        except (OSError, RuntimeError) as error:  # RuntimeError: PyTorch could not write for another reason
             self.error = error
+            needed = (tensor_bytes(weights) + tensor_bytes(state)) / 1e6
             self.run.log(
-                f"!!! NOT SAVED at step {step}: {error}\n!!! {free_space(self.weights_path)}. {self.kept()} "
+                f"!!! NOT SAVED at step {step}: {error}\n!!! A save takes {needed:,.1f} MB, "
+                f"{free_space(self.weights_path)}. {self.kept()} "
                 "The run goes on and tries again at the next save: make room."
             )
 
@@ -218,9 +221,11 @@ class Saver:
             self._pending.result()
         self._thread.shutdown()
         if self.error:
+            what = "start it again" if self._saved_step is None else "redo the steps since the last good save"
+            command = launch_command(resume=self._saved_step is not None)
             raise SystemExit(
-                f"the end of this run is not saved: {self.error}\nMake room, then redo the steps since the last good "
-                f"save with:\n  {resume_command()}"
+                f"the end of this run is not saved: {self.error}\n{self.kept()} "
+                f"Make room, then {what} with:\n  {command}"
             )
 
 
@@ -241,12 +246,19 @@ def starting_checksum(args, config) -> str:
 
 
 def free_space(path: Path) -> str:
-    """``12.3 GB are free at out``."""
-    return f"{shutil.disk_usage(path.parent).free / 1e9:.1f} GB are free at {path.parent}"
+    """``12,345.6 MB are free at out``."""
+    folder = next(folder for folder in path.parents if folder.exists())  # somebody may have removed out itself
+    return f"{shutil.disk_usage(folder).free / 1e6:,.1f} MB are free at {folder}"
 
 
-def resume_command() -> str:
-    """The command line that continues this run, in the form in which it was launched."""
+def tensor_bytes(value) -> int:
+    """Size of the tensors of a nested state; those that share memory count once."""
+    storages = (tensor.untyped_storage() for _, tensor in named_tensors(value))
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+def launch_command(resume: bool = True) -> str:
+    """The command line that continues this run, or starts it anew, in the form in which it was launched."""
     words, given = [], iter(sys.argv)
     for word in given:
         name, _, _ = word.partition("=")
@@ -267,4 +279,4 @@ def resume_command() -> str:
         launcher = ["deepspeed", "--num_gpus", environment["LOCAL_SIZE"]]
     else:
         launcher = ["python" if shutil.which("python") == sys.executable else sys.executable]
-    return shlex.join([*launcher, *words, "--resume"])
+    return shlex.join([*launcher, *words, *(["--resume"] if resume else [])])
