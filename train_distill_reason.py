@@ -41,7 +41,7 @@ from training.evaluation import Evaluation
 from training.inputs import load_data, starting_model
 from training.loop import train
 from training.losses import moe_metrics, supervised_forward, token_nll
-from training.runtime import distributed_run
+from training.processes import distributed_run
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 QUESTIONS = [

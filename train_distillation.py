@@ -39,7 +39,7 @@ from training.evaluation import Evaluation
 from training.inputs import load_data, starting_model
 from training.loop import train
 from training.losses import balance_loss, moe_metrics, supervised_forward, supervised_per_row, token_nll
-from training.runtime import distributed_run
+from training.processes import distributed_run
 from training.teacher import checksum, freeze, load_teacher, teacher_logits
 
 QUESTIONS = ["你好，请介绍一下自己。", "世界上最高的山峰是什么？", "What is the capital of France?"]

@@ -37,8 +37,8 @@ from training.evaluation import Evaluation
 from training.inputs import load_data, starting_model
 from training.loop import train
 from training.losses import answer_logprobs, moe_metrics, supervised_forward, supervised_per_row
+from training.processes import distributed_run
 from training.reference import reference_logprobs
-from training.runtime import distributed_run
 
 QUESTIONS = ["你好，请介绍一下自己。", "世界上最高的山峰是什么？", "What is the capital of France?"]
 

@@ -35,7 +35,7 @@ from training.evaluation import Evaluation
 from training.inputs import load_data, starting_model
 from training.loop import tokens_per_batch, train
 from training.losses import next_token_loss
-from training.runtime import distributed_run
+from training.processes import distributed_run
 
 QUESTIONS = ["你好，请介绍一下自己。", "你是谁？", "世界上最高的山峰是什么？"]
 FEW = 30  # held-out rows below which a difference may be chance

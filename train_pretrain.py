@@ -22,7 +22,7 @@ from training.evaluation import Evaluation
 from training.inputs import load_data, starting_model
 from training.loop import train
 from training.losses import next_token_loss
-from training.runtime import distributed_run
+from training.processes import distributed_run
 
 BEGINNINGS = ["世界上最高的山峰是", "水的化学式是", "The capital of France is"]
 

@@ -36,8 +36,8 @@ from model.model import MiniMindForCausalLM
 from train_dpo import make_loss
 from training.loop import add_gradients
 from training.optim import Updater
+from training.processes import Run
 from training.reference import fill_logprobs
-from training.runtime import Run
 
 BETA = 0.1
 

@@ -28,7 +28,7 @@ from model.moe import MoEFeedForward
 from training.loop import add_gradients
 from training.losses import next_token_loss
 from training.optim import Updater
-from training.runtime import Run
+from training.processes import Run
 
 
 class MaskLoop(MoEFeedForward):

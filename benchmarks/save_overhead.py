@@ -28,7 +28,7 @@ from training.evaluation import Evaluation
 from training.inputs import Data
 from training.loop import train
 from training.losses import next_token_loss
-from training.runtime import distributed_run
+from training.processes import distributed_run
 
 from .machine import describe_machine
 

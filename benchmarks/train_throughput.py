@@ -32,7 +32,7 @@ from model.model import MiniMindForCausalLM
 from training.loop import add_gradients
 from training.losses import next_token_loss
 from training.optim import Updater
-from training.runtime import Run
+from training.processes import Run
 
 
 def plain_step(run: Run, config: LMConfig, units: Sequences, batch_size: int, max_seq_len: int) -> Step:

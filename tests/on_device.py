@@ -14,7 +14,7 @@ from model.model_lora import LORA_TARGETS, apply_lora
 from training.loop import add_gradients
 from training.losses import next_token_loss
 from training.optim import Updater
-from training.runtime import Run
+from training.processes import Run
 from training.teacher import freeze
 
 STAGES = ("next token", "lora", "dpo", "distillation", "reasoning")

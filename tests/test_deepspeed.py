@@ -15,7 +15,7 @@ from toy import largest_difference, toy_args, toy_model, toy_train
 from common.flags import is_installed
 from training.checkpoint import list_states, read_state
 from training.curves import read_log
-from training.runtime import distributed_run
+from training.processes import distributed_run
 
 pytestmark = [
     pytest.mark.slow,

@@ -22,7 +22,7 @@ from toy import largest_difference, same_weights, toy_args, toy_process, toy_tra
 from common.flags import is_installed
 from training.checkpoint import list_states, read_state
 from training.curves import read_log
-from training.runtime import distributed_run
+from training.processes import distributed_run
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 20
@@ -176,7 +176,7 @@ def die_in_step_3(out: str, how: str) -> None:
 
     number = {"killed": signal.SIGKILL, "hangs": signal.SIGSTOP}[how]
     options = {"loss_fn": interrupt_at(3, number)} if os.environ["RANK"] == "1" else {}
-    with patch("training.runtime.STEP_TIMEOUT", timedelta(seconds=5)):
+    with patch("training.processes.STEP_TIMEOUT", timedelta(seconds=5)):
         toy_process(out, **options)
 
 
@@ -216,7 +216,7 @@ def test_processes_do_not_meet_those_before_a_restart(tmp_path):
 
 def meet_twice(out: Path, ports) -> None:
     rank = int(os.environ["RANK"])
-    with patch("training.runtime.WAIT_TIMEOUT", timedelta(seconds=60)):
+    with patch("training.processes.WAIT_TIMEOUT", timedelta(seconds=60)):
         for _ in range(2):
             time.sleep(3 * (rank == 0))
             with distributed_run(toy_args(out, "--threads", "1")) as run:

@@ -17,8 +17,8 @@ from model.model import MiniMindForCausalLM
 from train_dpo import make_loss, preference_loss
 from training.inputs import Data
 from training.losses import answer_logprobs
+from training.processes import Run
 from training.reference import reference_logprobs
-from training.runtime import Run
 
 LOSSES = [
     {},

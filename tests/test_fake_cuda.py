@@ -23,7 +23,7 @@ from toy import toy_model
 from inference.generation import Decoder
 from inference.sampling import SamplingParams
 from training.optim import Updater
-from training.runtime import Run
+from training.processes import Run
 
 pytestmark = pytest.mark.skipif(torch.version.cuda is None, reason="needs the CUDA build of torch: make test-extras")
 ATEN = torch.ops.aten

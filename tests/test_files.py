@@ -16,7 +16,7 @@ from test_loop import interrupt_at
 from toy import toy_args, toy_process, toy_train
 
 import train_pretrain
-from training.runtime import distributed_run
+from training.processes import distributed_run
 
 ROOT = Path(__file__).resolve().parents[1]
 STOPPED = ["--max_steps", "3"]

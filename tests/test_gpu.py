@@ -13,7 +13,7 @@ from toy import toy_model
 from inference.generation import Decoder
 from inference.sampling import SamplingParams
 from training.optim import Updater
-from training.runtime import Run
+from training.processes import Run
 
 pytestmark = [
     pytest.mark.gpu,

@@ -14,8 +14,9 @@ from toy import same_weights, toy_args, toy_run, toy_train
 
 from common.output import LastingStream, make_output_last
 from training.curves import read_log
+from training.processes import distributed_run
 from training.report import Report, append_line
-from training.runtime import distributed_run, stop_on_signals
+from training.signals import stop_on_signals
 from training.trackers import start_tracker
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -15,7 +15,7 @@ from training.evaluation import Evaluation
 from training.inputs import Data
 from training.loop import train
 from training.losses import next_token_loss
-from training.runtime import Run, distributed_run
+from training.processes import Run, distributed_run
 
 VOCAB = 64
 

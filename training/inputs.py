@@ -11,7 +11,7 @@ from model.loading import load_weights, weights_path
 from model.model import MiniMindForCausalLM
 
 from .memory import refuse_a_model_that_cannot_fit
-from .runtime import Run
+from .processes import Run
 
 
 def starting_model(args, config: LMConfig, is_trained: bool = True) -> MiniMindForCausalLM:

@@ -6,7 +6,7 @@ So 8x1, 4x2 and 3+3+2 micro-batches, or one process and two, make the same updat
 
 The host never waits for the device inside a step: it reads a step's numbers while the device already works on the next.
 What can go wrong around it (signals, non-finite gradients, broken weights, full disks, other processes) is in
-runtime.py, watch.py, guard.py and saver.py.
+processes.py, watch.py, guard.py and saver.py.
 """
 
 import contextlib
@@ -29,9 +29,10 @@ from .guard import WeightGuard
 from .inputs import Data
 from .memory import KeptMemory, memory_report, out_of_memory_advice
 from .optim import lr_at, make_updater
+from .processes import Run, leave_together
 from .report import Meter, Report, fold
-from .runtime import Run, leave_together, stop_on_signals
 from .saver import MAX_BAD_STEPS, Saver, launch_command
+from .signals import stop_on_signals
 from .trackers import start_tracker
 from .watch import Watch
 

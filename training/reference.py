@@ -14,7 +14,7 @@ from dataset.batching import Pairs, plan_batches
 
 from .inputs import Data
 from .losses import answer_logprobs
-from .runtime import Run
+from .processes import Run
 
 
 def fingerprint(model: nn.Module) -> str:

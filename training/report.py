@@ -88,7 +88,7 @@ class Report:
 
     Nothing here ends a run: a log that cannot be written (full disk) or a tracker that fails is told once.
 
-    Args: run: this process (training.runtime.Run); name: of the log files; tracker: see training/trackers.py.
+    Args: run: this process (training.processes.Run); name: of the log files; tracker: see training/trackers.py.
     """
 
     def __init__(self, run, args, name: str, total_steps: int, first_step: int = 0, tracker=None):

@@ -1,4 +1,4 @@
-"""Where and how a run executes: device, precision, processes, signals. Ranks differ only in what they print and write.
+"""The processes of a run: one of them, how they exchange numbers, their beginning and end.
 
 One process, N gloo processes on a CPU and N GPUs on M machines run the same code. There is no DistributedDataParallel
 wrapper: replicas start equal, and once per optimizer step ``sum_gradients`` adds all gradients in one flat all-reduce.
@@ -10,10 +10,9 @@ import random
 import signal
 import socket
 import sys
-import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -27,22 +26,21 @@ from common.device import choose_device, choose_dtype
 from common.files import locked
 from common.flags import plain_errors
 from common.memory import keep_freed_memory
-from common.output import make_output_last, write_from_handler
+from common.output import make_output_last
 
 from .cli import config_from
+from .compute import Compute
 from .files import check_writable, run_files
+from .signals import stop_without_launcher
 
 STEP_TIMEOUT = timedelta(seconds=45)  # inside a step: then a process that hangs or vanished ends the run everywhere
 WAIT_TIMEOUT = timedelta(hours=6)  # where one process may work long while others wait: caches, evaluations, compiling
-SECOND_CTRL_C = 1.0  # seconds: launchers hand one Ctrl-C on, so that it can arrive twice at the same moment
 
 
 @dataclass
-class Run:
-    """One process of a training run."""
+class Run(Compute):
+    """One process of a training run, on its device. Ranks differ only in what they print and write."""
 
-    device: torch.device
-    dtype: torch.dtype
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0  # number of this process on its machine
@@ -64,66 +62,6 @@ class Run:
         """The same on stderr."""
         if self.is_main:
             tqdm.write(message, file=sys.stderr)
-
-    def autocast(self) -> torch.autocast:
-        """Matrix products in ``dtype``; weights, optimizer and reductions stay float32."""
-        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
-
-    def make_scaler(self) -> torch.amp.GradScaler:
-        """Loss scaling for float16, whose smallest number is 6e-8; bfloat16 has float32's range and needs none."""
-        return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
-
-    def pinned(self, collate: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str, Tensor]]:
-        """``collate`` with its batches in pinned memory, from where a GPU copies while the host goes on.
-
-        Pinning takes time, so let `prefetch`'s thread do it. Without a GPU there is nothing to pin for.
-        """
-        if self.device.type != "cuda":
-            return collate
-
-        def collate_pinned(ids: np.ndarray) -> dict[str, Tensor]:
-            torch.cuda.set_device(self.device)  # each thread starts on GPU 0, where rank 1 has no business
-            return {name: tensor.pin_memory() for name, tensor in collate(ids).items()}
-
-        return collate_pinned
-
-    def to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Move a batch made by a `pinned` collate; nobody waits for the copy, the device takes work in order."""
-        return {name: tensor.to(self.device, non_blocking=self.device.type == "cuda") for name, tensor in batch.items()}
-
-    def stack(self, numbers: Iterable[Tensor | float]) -> Tensor:
-        """Scalar tensors and Python's numbers (K) as one tensor (K,) float32 on the device, without waiting for it.
-
-        The device fills in what Python knows; ``torch.tensor`` would make the host wait for a copy.
-        """
-        tensors = (n if isinstance(n, Tensor) else torch.full((), n, device=self.device) for n in numbers)
-        return torch.stack([tensor.detach().float() for tensor in tensors])
-
-    def fetch(self, values: Tensor) -> Callable[[], list[float]]:
-        """Start copying numbers to the host; calling the result waits for what the device had to do before, not for
-        what it was told later, as ``values.tolist()`` then would."""
-        if self.device.type != "cuda":
-            return values.tolist
-        copy, arrived = values.to("cpu", non_blocking=True), torch.cuda.Event()
-        arrived.record()
-
-        def read() -> list[float]:
-            arrived.synchronize()
-            return copy.tolist()
-
-        return read
-
-    def compile(self, model: nn.Module, use_compile: bool | None) -> nn.Module:
-        """torch.compile where it pays (CUDA) or is asked for: two graphs, one for batches of a single row.
-
-        A mixture of experts breaks into pieces in other types than bfloat16, see model/moe.py.
-        """
-        wanted = self.device.type == "cuda" if use_compile is None else use_compile
-        if not wanted:
-            return model
-        compiled = torch.compile(model)
-        compiled.register_forward_pre_hook(declare_varying_sizes, with_kwargs=True)
-        return compiled
 
     def barrier(self) -> None:
         """Wait for all processes, however long they work."""
@@ -192,18 +130,6 @@ class Run:
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad.copy_(gradient.view_as(parameter))
         return summed
-
-
-def declare_varying_sizes(model: nn.Module, args: tuple[Tensor], kwargs: dict[str, Tensor]) -> None:
-    """Tell torch.compile which sizes differ from batch to batch, before each forward pass of `supervised_forward`.
-
-    `dynamic=True` would say it of every number, dropout and the norms' epsilon included, and those cost kernels.
-    """
-    (input_ids,) = args
-    torch._dynamo.maybe_mark_dynamic(input_ids, [0, 1])
-    torch._dynamo.maybe_mark_dynamic(kwargs["lengths"], 0)
-    # Sizes of 1 get a graph of their own otherwise: of rows they come, of supervised tokens next to never.
-    torch._dynamo.decorators.mark_unbacked(kwargs["supervised"], 0)
 
 
 def seed_everything(seed: int, rank: int = 0) -> None:
@@ -330,49 +256,3 @@ def leave_together(run: Run) -> None:
         else:
             dist.send(token, dst=0)
             dist.recv(token, src=0)
-
-
-def stop_without_launcher() -> None:
-    """Ask this process to stop, as SIGTERM does, when the launcher that started it is gone: somebody killed it.
-
-    Otherwise the processes of a dead launcher would train on, unseen. Where the parent's number never changes
-    (Windows) nothing happens.
-    """
-    launcher = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == launcher:
-            time.sleep(1)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, name="launcher watch", daemon=True).start()
-
-
-@contextlib.contextmanager
-def stop_on_signals(run: Run) -> Iterator[None]:
-    """These signals ask the loop to finish its step, save and leave; a second Ctrl-C leaves at once.
-
-    Leaving at once is safe because files are written atomically. SIGHUP: the terminal or the connection is gone; nohup
-    has it ignored, and so it stays. SIGUSR1 is what schedulers send before preemption (``sbatch --signal=USR1@120``).
-    """
-    asked_at = -SECOND_CTRL_C
-
-    def ask_to_stop(number: int, frame) -> None:
-        nonlocal asked_at
-        if run.stop_signal == signal.SIGINT == number and time.monotonic() - asked_at > SECOND_CTRL_C:
-            os._exit(128 + signal.SIGINT)
-        if not run.stop_signal:
-            run.stop_signal, asked_at = number, time.monotonic()
-            if run.is_main:
-                name = signal.Signals(number).name
-                write_from_handler(f"\n{name}: finishing this step, then saving (Ctrl-C again: leave at once)\n")
-
-    names = [name for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name)]  # Windows lacks two
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
-        names.remove("SIGHUP")
-    previous = {name: signal.signal(getattr(signal, name), ask_to_stop) for name in names}
-    try:
-        yield
-    finally:
-        for name, handler in previous.items():
-            signal.signal(getattr(signal, name), handler)
