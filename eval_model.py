@@ -23,13 +23,13 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from common.device import DTYPES, choose_device
-from common.flags import BriefParser, Problem, add_bool_flag, add_model_flags, non_empty, problem, real, whole
+from common.flags import BriefParser, add_bool_flag, non_empty, real, whole
 from inference.sampling import PENALTIES, TEMPERATURES, SamplingParams
 from inference.scoring import answer_questions, read_questions, score_report
 from inference.session import Session
 from inference.terminal import LineReader
-from model.LMConfig import ROPE_SCALING_TYPES, LMConfig
-from model.loading import MODEL_MODES, count_parameters, load_directory, load_model, load_tokenizer, weights_path
+from model.loading import MODEL_MODES, count_parameters, load_directory, load_model, load_tokenizer
+from model.model_flags import TRAINING_FIELDS, add_model_flags, parse_rope_scaling, settle_model
 from model.model_lora import lora_path, read_lora, saved_adapters
 
 PRETRAIN_PROMPTS = (
@@ -74,13 +74,14 @@ HELP = """/lora        正在使用哪个 LoRA，有哪些可选
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """The flags, checked; adds `params` (SamplingParams), `config` (LMConfig) and `transformers_dir` (Path or None).
+    """The flags, checked; adds `params` (SamplingParams) and `transformers_dir` (Path), or, where that is None,
+    `config` (LMConfig), `weights` (Path) and `remarks` on both.
 
     All impossible values are reported at once, with exit code 2, before any work.
     """
     parser = BriefParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, check=settle)
-    group = parser.add_argument_group("model")
-    add_model_flags(group)
+    group = parser.add_argument_group("model", "sizes are read from the weights, so seldom needed")
+    add_model_flags(group, leave_out=TRAINING_FIELDS)
     group.add_argument(
         "--out_dir", "--save_dir", type=non_empty, default="out", help="directory of the .pth files (%(default)s)"
     )
@@ -106,13 +107,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--load_from", type=non_empty, metavar="PATH", help="'model': same as --load 0; PATH: same as --load 1 PATH"
     )
     group.add_argument(
-        "--max_seq_len", type=whole(16, 2**20), default=8192, help="context: prompt and answer, in tokens (%(default)s)"
-    )
-    group.add_argument(
-        "--rope_scaling", type=parse_rope_scaling, metavar="TYPE:FACTOR",
-        help=f"stretch the positions for a longer context, TYPE one of {', '.join(ROPE_SCALING_TYPES)}, e.g. linear:2; "
-        "yarn:FACTOR:TRAINED[:ATTENTION] also needs the length trained on, e.g. yarn:4:512, and may set the factor of "
-        "cos and sin (0.1 ln(FACTOR) + 1)",
+        "--max_seq_len", dest="max_position_embeddings", type=whole(16, 2**20), default=argparse.SUPPRESS,
+        help="context: prompt and answer, in tokens (the model's own)",
     )  # fmt: skip
     add_bool_flag(
         group, "--inference_rope_scaling", default=False,
@@ -167,47 +163,25 @@ def settle(args: argparse.Namespace) -> list[str]:
     if args.inference_rope_scaling and args.rope_scaling is None:
         args.rope_scaling = parse_rope_scaling("yarn:16:2048")
     args.transformers_dir, problems = None, []
-    for name, make in (("params", _params), ("transformers_dir", _transformers_dir), ("config", _config)):
+    for name, make in (("params", _params), ("transformers_dir", _transformers_dir)):
         try:
             setattr(args, name, make(args))
         except ValueError as error:
             problems.append(str(error))
-    if args.rope_scaling and args.transformers_dir:
+    if args.transformers_dir is None:
+        settled = settle_model(args, args.weight or MODEL_MODES[args.model_mode])
+        args.config, args.weights, args.remarks = settled.config, settled.weights, settled.remarks
+        problems += settled.problems
+    elif args.rope_scaling:
         problems.append("--rope_scaling is for .pth weights: a transformers directory says it in its config.json")
     if args.score and _continues_text(args):
         problems.append("--score asks questions, which a pretrained model cannot answer: use --model_mode 1, 2 or 3")
     return problems
 
 
-def parse_rope_scaling(text: str) -> dict[str, str | float] | Problem:
-    """`TYPE:FACTOR` or `yarn:FACTOR:TRAINED[:ATTENTION]` as LMConfig's `rope_scaling`; LMConfig checks the values."""
-    kind, *numbers = text.split(":")
-    names = ["factor"] + ["original_max_position_embeddings", "attention_factor"] * (kind == "yarn")
-    try:
-        scaling = dict(zip(names, map(float, numbers), strict=False))
-    except ValueError:
-        scaling = {}
-    if not scaling or len(numbers) > len(names):
-        return problem(text, "must be TYPE:FACTOR or yarn:FACTOR:TRAINED[:ATTENTION], e.g. linear:2 or yarn:4:512")
-    if kind == "yarn" and len(numbers) < 2:
-        return problem(text, "must say the length trained on, e.g. yarn:4:512")
-    return {"rope_type": kind, **scaling}
-
-
 def _params(args: argparse.Namespace) -> SamplingParams:
     return SamplingParams(
         args.max_new_tokens, args.temperature, args.top_p, args.top_k, args.repetition_penalty, args.seed
-    )
-
-
-def _config(args: argparse.Namespace) -> LMConfig:
-    """The configuration of the .pth weights."""
-    return LMConfig(
-        dim=args.dim,
-        n_layers=args.n_layers,
-        use_moe=args.use_moe,
-        max_seq_len=args.max_seq_len,
-        rope_scaling=args.rope_scaling,
     )
 
 
@@ -235,8 +209,9 @@ def load(args: argparse.Namespace) -> tuple[PreTrainedModel, PreTrainedTokenizer
     """
     device = choose_device(args.device)
     if args.transformers_dir is None:
-        path = weights_path(args.out_dir, args.weight or MODEL_MODES[args.model_mode], args.config)
-        model, tokenizer = load_model(args.config, path), load_tokenizer()
+        for remark in args.remarks:
+            print(remark, file=sys.stderr)
+        model, tokenizer = load_model(args.config, args.weights), load_tokenizer()
     else:
         model, tokenizer = load_directory(args.transformers_dir)
     dtype = DTYPES.get(args.dtype, torch.float32)

@@ -158,17 +158,6 @@ class BriefParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n`python {self.prog} --help` explains every flag.\n")
 
 
-def add_model_flags(parser) -> None:
-    """The flags that choose a model size."""
-    parser.add_argument(
-        "--dim", "--hidden_size", dest="dim", type=whole(1, 2**16), default=512, help="width of the model"
-    )
-    parser.add_argument(
-        "--n_layers", "--num_hidden_layers", dest="n_layers", type=whole(1, 1000), default=8, help="number of blocks"
-    )
-    add_bool_flag(parser, "--use_moe", default=False, help="mixture of experts: 1 shared + 4 routed, top-2")
-
-
 def is_installed(package: str) -> bool:
     """True if a package can be imported. A mere folder of that name, like the logs in ./wandb, is none."""
     found = importlib.util.find_spec(package)

@@ -39,7 +39,12 @@ STAGE_SCRIPTS = {
 
 def weights_path(out_dir: str | Path, name: str, config: LMConfig) -> Path:
     """`{out_dir}/{name}_{dim}[_moe].pth`, e.g. out/full_sft_512.pth."""
-    return Path(out_dir) / f"{name}_{config.dim}{'_moe' if config.use_moe else ''}.pth"
+    return Path(out_dir) / weights_name(name, config.dim, config.use_moe)
+
+
+def weights_name(name: str, dim: int, use_moe: bool) -> str:
+    """`{name}_{dim}[_moe].pth`: the sizes that a file's name shows."""
+    return f"{name}_{dim}{'_moe' if use_moe else ''}.pth"
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -179,7 +184,11 @@ def _make_command(path: Path, config: LMConfig) -> str | None:
 
 def training_command(words: list[str], config: LMConfig, out_dir: Path) -> str:
     """`python WORDS` for a model of this size and a directory of weights, quoted for the shell."""
-    flags = ["--dim", str(config.dim), "--n_layers", str(config.n_layers)]
+    usual, flags = LMConfig(), []
+    if config.dim != usual.dim:
+        flags += ["--dim", str(config.dim)]
+    if config.n_layers != usual.n_layers and words[0] == STAGE_SCRIPTS["pretrain"]:  # the others read it
+        flags += ["--n_layers", str(config.n_layers)]
     if config.use_moe:
         flags += ["--use_moe", "True"]
     if out_dir != Path("out"):
@@ -194,7 +203,7 @@ def _of_other_sizes(path: Path, config: LMConfig) -> str:
     for file in sorted({*path.parent.glob(f"{stage}_*.pth"), *path.parent.glob(f"*/{stage}_*.pth")}):
         with contextlib.suppress(ValueError):  # a damaged one helps nobody
             if sizes := _describe(read_state_dict(file, make_with=None)):
-                flags = f"--dim {sizes['dim']} --n_layers {sizes['n_layers']}" + " --use_moe" * sizes["use_moe"]
+                flags = f"--dim {sizes['dim']}" + " --use_moe" * sizes["use_moe"]
                 found.append(f"{file.parent} holds {file.name}: pass {flags} --out_dir {shlex.quote(str(file.parent))}")
     return "\n  ".join(found)
 

@@ -11,7 +11,6 @@ beside MiniMind's own files, sizes follow from the tensors' shapes, and the rest
 import datetime
 import json
 import math
-import os
 import platform
 import subprocess
 import zipfile
@@ -22,6 +21,7 @@ from pathlib import Path
 import torch
 import transformers
 
+from common.files import whole_file
 from common.tensor_files import UNREADABLE
 
 from .LMConfig import LMConfig, config_fields
@@ -66,13 +66,15 @@ def write_record(weights: str | Path, config: LMConfig, **facts) -> None:
         **facts,
         "config": config_fields(config),
     }
-    path = record_path(weights)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps(_finite(record), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    text = json.dumps(_finite(record), indent=2, ensure_ascii=False) + "\n"
+    with whole_file(record_path(weights)) as file:
+        file.write(text.encode())
+
+
+def describe_file(weights: str | Path) -> dict[str, str | None]:
+    """A weights file that others are made from: where it lay, and its fingerprint; None for a directory."""
+    weights = Path(weights)
+    return {"weights": weights.as_posix(), "fingerprint": fingerprint(weights) if weights.is_file() else None}
 
 
 def describe_program() -> dict[str, object]:
@@ -174,7 +176,7 @@ def config_for(weights: str | Path, given: Mapping[str, Given]) -> tuple[LMConfi
         if assumed:
             remarks.append(f"{weights} has no usable record: sizes as its tensors show; assumed: {assumed}")
     if found := contradictions(config, given, f"{weights} (as {how})"):
-        raise ValueError("; ".join(found))
+        raise ValueError(f"{'; '.join(found)}: leave {'these' if len(found) > 1 else 'it'} out, or name other weights")
     fields = config_fields(config)
     for name in RUN_FIELDS:
         fields[name] = getattr(LMConfig(), name)

@@ -14,15 +14,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.flags import BriefParser, add_model_flags, file_name, non_empty, plain_errors  # noqa: E402
-from model.LMConfig import LMConfig  # noqa: E402
+from common.flags import BriefParser, file_name, non_empty, plain_errors  # noqa: E402
 from model.loading import load_model, save_weights, weights_path  # noqa: E402
+from model.model_flags import TRAINING_FIELDS, add_model_flags, settle_model  # noqa: E402
 from model.model_lora import load_lora, lora_path, merge_lora, read_lora, write_peft  # noqa: E402
+from model.record import describe_file, describe_program, write_record  # noqa: E402
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = BriefParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, check=find_problems)
-    add_model_flags(parser)
+    add_model_flags(parser, leave_out=TRAINING_FIELDS)
     parser.add_argument(
         "--out_dir", type=non_empty, default="out", help="where weights are read and written (%(default)s)"
     )
@@ -42,32 +43,37 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def find_problems(args: argparse.Namespace) -> list[str]:
     """What is wrong between the flags."""
-    problems = []
+    settled = settle_model(args, args.from_weight)
+    args.config, args.base, args.remarks = settled.config, settled.weights, settled.remarks
+    problems = settled.problems
+    if args.merge_to and args.base is None:
+        problems.append("--from_weight none: the adapter is merged into the weights that it was trained on")
     if not args.merge_to and not args.peft_dir:
         problems.append("nothing to do: pass --merge_to NAME, --peft_dir DIR, or both")
-    try:
-        LMConfig(dim=args.dim, n_layers=args.n_layers, use_moe=args.use_moe)
-    except ValueError as error:
-        problems.append(str(error))
     return problems
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     with plain_errors():
-        config = LMConfig(dim=args.dim, n_layers=args.n_layers, use_moe=args.use_moe)
+        config = args.config
+        for remark in args.remarks:
+            print(remark, file=sys.stderr)
         merged_path = weights_path(args.out_dir, args.merge_to, config) if args.merge_to else None
         if merged_path and merged_path.exists():  # the base weights, perhaps: nothing could bring them back
             raise FileExistsError(f"{merged_path} exists: choose another name for --merge_to, or remove the file")
-        adapter = read_lora(lora_path(args.out_dir, args.lora_name, config), config)
+        adapter_path = lora_path(args.out_dir, args.lora_name, config)
+        adapter = read_lora(adapter_path, config)
         if args.peft_dir:
             write_peft(adapter, args.peft_dir, args.base_model)
             print(args.peft_dir)
         if merged_path:
-            model = load_model(config, weights_path(args.out_dir, args.from_weight, config))
+            model = load_model(config, args.base)
             load_lora(model, adapter)
             merge_lora(model)
             save_weights(model.state_dict(), merged_path)
+            facts = {"started_from": describe_file(args.base), "adapter": describe_file(adapter_path)}
+            write_record(merged_path, config, stage="convert_lora", **facts, **describe_program())
             print(merged_path)
 
 

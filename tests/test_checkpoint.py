@@ -207,7 +207,7 @@ def test_another_model_or_other_data_is_refused(trained, capsys):
     out, _ = trained
     with pytest.raises(SystemExit):
         toy_train(out, "--resume", model=toy_model(dropout=0.2))
-    assert "'dropout': 0.1" in capsys.readouterr().err
+    assert "dropout: 0.1 then, 0.2 now" in capsys.readouterr().err
     before = {path: path.read_bytes() for path in out.rglob("*.p*t*")}
     for resume in ("True", "auto"):
         with pytest.raises(SystemExit):

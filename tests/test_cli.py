@@ -6,10 +6,17 @@ from pathlib import Path
 import pytest
 
 from common.flags import is_installed, parse_bool, plain_errors
+from model.model_flags import MODEL_FLAGS
 from training.cli import config_from, find_problems, stage_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = [*ROOT.glob("training/*.py"), *ROOT.glob("train_*.py")]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(monkeypatch, tmp_path):
+    """Weights in out/ of this checkout would say other sizes than the defaults."""
+    monkeypatch.chdir(tmp_path)
 
 
 def parser():
@@ -142,6 +149,7 @@ def test_a_misspelt_default_fails_at_once():
 def test_every_flag_has_help_and_something_that_reads_it():
     code = "\n".join(path.read_text(encoding="utf-8") for path in SOURCES)
     hidden = {"help", "local_rank", "ddp"}  # launchers pass the last two; the environment says the same
+    hidden |= {"model", *(flag.name for flag in MODEL_FLAGS)}  # read together, see tests/test_model_flags.py
     for action in parser()._actions:
         if action.dest not in hidden:
             assert action.help and action.help != "==SUPPRESS==", action.dest

@@ -226,7 +226,7 @@ def test_teacher_is_read_from_its_stages_file(tmp_path, tokenizer, use_moe):
 
 
 def test_a_missing_teacher_is_an_error_with_the_command_that_makes_it(tmp_path, tokenizer):
-    with pytest.raises(FileNotFoundError, match="python train_full_sft.py --dim 32 --n_layers 1"):
+    with pytest.raises(FileNotFoundError, match="python train_full_sft.py --dim 32"):
         load_teacher(teacher_flags(tmp_path), tokenizer)
 
 

@@ -16,8 +16,9 @@ from inference.session import Session
 from model.LMConfig import LMConfig
 from model.loading import REPO_ROOT, load_tokenizer, save_weights, weights_path
 from model.model import MiniMindForCausalLM
+from model.record import write_record
 
-SIZES = ["--dim", "16", "--n_layers", "1", "--device", "cpu", "--max_new_tokens", "6"]
+SHORT = ["--device", "cpu", "--max_new_tokens", "6"]
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,9 @@ def out_dir(tmp_path_factory, model):
     """A directory with the weights of the pretraining and of the SFT stage."""
     directory = tmp_path_factory.mktemp("out")
     for name in ("pretrain", "full_sft"):
-        save_weights(model.state_dict(), weights_path(directory, name, model.config))
+        path = weights_path(directory, name, model.config)
+        save_weights(model.state_dict(), path)
+        write_record(path, model.config)
     return directory
 
 
@@ -46,7 +49,7 @@ def run(out_dir, capsys):
 
     def run_with(*flags: str) -> tuple[int, str, str]:
         try:
-            code = eval_model.main(["--out_dir", str(out_dir), *SIZES, *flags])
+            code = eval_model.main(["--out_dir", str(out_dir), *SHORT, *flags])
         except SystemExit as exit:
             code = exit.code
         return code, *capsys.readouterr()
@@ -176,7 +179,7 @@ def prompts(monkeypatch, tokenizer) -> list[str]:
 
 
 def talk(model, tokenizer, questions, *flags) -> int:
-    args = eval_model.parse_args([*SIZES, *flags])
+    args = eval_model.parse_args([*SHORT, *flags])
     return eval_model.talk(Session(model, tokenizer, args.params, history_cnt=args.history_cnt), questions, args)
 
 
@@ -257,7 +260,7 @@ def test_reset_forgets_the_turns(run, typing, prompts):
 
 def test_a_reader_that_leaves_ends_the_program_quietly(out_dir):
     """`eval_model.py ... | head -1` ended in a traceback of BrokenPipeError."""
-    command = [sys.executable, "eval_model.py", "--out_dir", str(out_dir), *SIZES, "--test_mode", "0"]
+    command = [sys.executable, "eval_model.py", "--out_dir", str(out_dir), *SHORT, "--test_mode", "0"]
     process = subprocess.Popen(command, cwd=REPO_ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.readline()
     process.stdout.close()
@@ -288,12 +291,12 @@ def test_other_encodings(run, monkeypatch):
 def test_missing_weights_name_the_command_that_makes_them(run):
     code, out, err = run("--model_mode", "2")
     assert code == 2 and out == "" and "Traceback" not in err
-    assert "rlhf_16.pth" in err and "python train_dpo.py --dim 16 --n_layers 1" in err
+    assert "rlhf_512.pth" in err and "python train_dpo.py --out_dir" in err
 
 
 def test_weights_of_another_size_name_the_flags(run):
     code, _, err = run("--n_layers", "2", "--prompt", "你好")
-    assert code == 2 and "--n_layers 1" in err
+    assert code == 2 and "--n_layers 2 contradicts n_layers 1 of" in err and "leave it out" in err
 
 
 def test_use_moe_false_is_dense(tmp_path):
@@ -314,7 +317,7 @@ def test_aliases_of_later_upstream_mean_the_same():
     assert (old.params, old.transformers_dir, old.out_dir, old.history_cnt) == (
         new.params, new.transformers_dir, new.out_dir, new.history_cnt,
     )  # fmt: skip
-    assert old.config.to_dict() == new.config.to_dict()
+    assert (old.dim, old.n_layers) == (new.dim, new.n_layers) == (64, 2)
     assert eval_model.parse_args(["--load_from", "model"]).transformers_dir is None
 
 

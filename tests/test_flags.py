@@ -43,6 +43,12 @@ SCRIPTS = {
 NEEDED = {"convert_lora": ["--lora_name", "x", "--merge_to", "y"], "train_tokenizer": ["--data_path", __file__]}
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(monkeypatch, tmp_path):
+    """Weights in out/ of this checkout would say other sizes than the defaults."""
+    monkeypatch.chdir(tmp_path)
+
+
 def parser_of(name: str, monkeypatch) -> BriefParser:
     """The parser that a script's parse_args makes."""
     made = []

@@ -129,9 +129,9 @@ def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
     ("name", "command"),
     [
         ("pretrain_32.pth", "python train_pretrain.py --dim 32 --n_layers 2"),
-        ("full_sft_32.pth", "python train_full_sft.py --dim 32 --n_layers 2"),
-        ("rlhf_32.pth", "python train_dpo.py --dim 32 --n_layers 2"),
-        ("reason_32.pth", "python train_distill_reason.py --dim 32 --n_layers 2"),
+        ("full_sft_32.pth", "python train_full_sft.py --dim 32"),
+        ("rlhf_32.pth", "python train_dpo.py --dim 32"),
+        ("reason_32.pth", "python train_distill_reason.py --dim 32"),
     ],
 )
 def test_missing_file_names_the_command_that_makes_it(tmp_path, name, command, monkeypatch):
@@ -151,13 +151,13 @@ def test_missing_file_names_those_of_other_sizes_that_are_there(tmp_path, folder
     with pytest.raises(FileNotFoundError) as error:
         load_weights(make_model(dim=64), tmp_path / "full_sft_64.pth")
     where = tmp_path / folder
-    assert f"{where} holds full_sft_32.pth: pass --dim 32 --n_layers 2 --out_dir {where}\n" in str(error.value)
-    assert f"pass --dim 32 --n_layers 2 --use_moe --out_dir {where}" in str(error.value)
-    assert f"or run `python train_full_sft.py --dim 64 --n_layers 2 --out_dir {tmp_path}`" in str(error.value)
+    assert f"{where} holds full_sft_32.pth: pass --dim 32 --out_dir {where}\n" in str(error.value)
+    assert f"pass --dim 32 --use_moe --out_dir {where}" in str(error.value)
+    assert f"or run `python train_full_sft.py --dim 64 --out_dir {tmp_path}`" in str(error.value)
 
 
 def test_missing_moe_file_and_explicit_command(tmp_path):
-    with pytest.raises(FileNotFoundError, match="python train_full_sft.py --dim 32 --n_layers 2 --use_moe True"):
+    with pytest.raises(FileNotFoundError, match="python train_full_sft.py --dim 32 --use_moe True"):
         load_weights(make_model(use_moe=True), tmp_path / "full_sft_32_moe.pth")
     with pytest.raises(FileNotFoundError, match="run `make quickstart` first"):
         load_weights(make_model(), tmp_path / "x.pth", make_with="make quickstart")

@@ -355,7 +355,7 @@ def test_eval_takes_upstreams_none_and_a_path_and_names_what_is_missing(ask, tmp
     code, answers, printed = ask(["你好"], "--lora_name", "lora_c")
     assert code == 2 and not answers
     assert (
-        "lora_c_16.pth not found: run `python train_lora.py --lora_name lora_c --dim 16 --n_layers 1 "
+        "lora_c_16.pth not found: run `python train_lora.py --lora_name lora_c --dim 16 "
         f"--out_dir {tmp_path}` first" in printed
     )
 
@@ -367,7 +367,7 @@ def test_the_remedy_for_a_missing_adapter_makes_exactly_that_file(tmp_path):
     words = shlex.split(str(error.value).split("`")[1])
     assert words[:4] == ["python", "train_lora.py", "--lora_name", "a b"]
     assert words[-2:] == ["--out_dir", str(tmp_path / "my runs")]
-    with pytest.raises(FileNotFoundError, match="--n_layers 1` first"):
+    with pytest.raises(FileNotFoundError, match="--dim 16` first"):
         read_lora(lora_path("out", "nope", config), config)
     with pytest.raises(FileNotFoundError, match="elsewhere.pth not found: check the path"):
         read_lora(tmp_path / "elsewhere.pth", config)

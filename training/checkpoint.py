@@ -14,6 +14,8 @@ import numpy as np
 import torch
 
 from common.tensor_files import UnreadableFile, atomic_save, nonfinite, read_torch_file
+from model.LMConfig import LMConfig, config_fields
+from model.model_flags import MODEL_FLAGS
 
 FORMAT = "minimind training state 2"
 PARTS = {"format", "model", "optimizer", "scaler", "progress", "random", "identity", "run_name", "tracker_id"}
@@ -191,6 +193,7 @@ def compare(saved: dict, current: dict, directory: Path, weights: Path) -> list[
 
     Args: saved, current: flags, and what else decides about the result, as plain values.
     """
+    saved, current = _one_level(saved), _one_level(current)
     differing = [name for name in {**saved, **current} if saved.get(name) != current.get(name)]
     lines = {name: f"{name}: {saved.get(name)!r} then, {current.get(name)!r} now" for name in differing}
     refused = [lines[name] for name in differing if name not in HARMLESS | ROUNDING]
@@ -203,3 +206,15 @@ def compare(saved: dict, current: dict, directory: Path, weights: Path) -> list[
         )
     told = [f"{lines[name]} (harmless)" for name in differing if name in HARMLESS]
     return told + [f"{lines[name]} (exact up to rounding from here on)" for name in differing if name in ROUNDING]
+
+
+def _one_level(identity: dict) -> dict:
+    """An identity with each field of its configuration under the name of the flag for it.
+
+    Earlier versions had fewer flags, and other things than fields in the configuration: what is absent has its default.
+    """
+    fields = config_fields(LMConfig())
+    fields |= {name: value for name, value in identity.get("config", {}).items() if name in fields}
+    renamed = {flag.field: flag.name for flag in MODEL_FLAGS}
+    flags = {name: value for name, value in identity.items() if name != "config"}
+    return flags | {renamed.get(name, name): value for name, value in fields.items()}

@@ -12,7 +12,6 @@ from common.flags import (
     INTERVAL,
     BriefParser,
     add_bool_flag,
-    add_model_flags,
     file_name,
     is_installed,
     non_empty,
@@ -20,14 +19,18 @@ from common.flags import (
     real,
     whole,
 )
-from model.LMConfig import LMConfig
+from model.LMConfig import LMConfig, config_fields
+from model.model_flags import add_model_flags, settle_model
 
 LR_SCHEDULES = ("cosine", "upstream", "constant")
 TRACKERS = ("none", "wandb", "swanlab", "tensorboard")
 
 
 def find_problems(args: argparse.Namespace) -> list[str]:
-    """What is wrong between the shared flags, or around them; an empty list when all is well."""
+    """What is wrong between the shared flags, or around them; an empty list when all is well.
+
+    Adds to the flags what follows from them: `config` (LMConfig), `start_weights` (Path or None) and `remarks` on both.
+    """
     if args.use_wandb and args.tracker == "none":
         args.tracker = "wandb"
     problems = []
@@ -39,11 +42,9 @@ def find_problems(args: argparse.Namespace) -> list[str]:
         problems.append(f"--deepspeed {args.deepspeed}: no such file; configs/zero1.json, zero2, zero3 are shipped")
     if args.deepspeed and args.dtype == "float16":
         problems.append("--deepspeed with --dtype float16: only bfloat16 and float32 are supported")
-    try:
-        config_from(args)
-    except ValueError as error:
-        problems.append(str(error))
-    return problems
+    settled = settle_model(args, args.from_weight)
+    args.config, args.start_weights, args.remarks = settled.config, settled.weights, settled.remarks
+    return problems + settled.problems
 
 
 def stage_parser(description: str, **stage_defaults) -> BriefParser:
@@ -57,17 +58,8 @@ def stage_parser(description: str, **stage_defaults) -> BriefParser:
     """
     parser = BriefParser(description=description, formatter_class=_HelpFormatter, check=find_problems)
 
-    group = parser.add_argument_group("model")
+    group = parser.add_argument_group("model", "read from the weights that --from_weight names, so seldom needed")
     add_model_flags(group)
-    group.add_argument(
-        "--dropout", type=real(0, 1, below=True), default=0.0, help="dropout probability; 0 for one-epoch runs"
-    )
-    group.add_argument(
-        "--aux_loss_alpha",
-        type=real(0, 100),
-        default=0.01,
-        help="MoE: weight of the load-balancing loss, summed over layers",
-    )
     group.add_argument(
         "--from_weight",
         type=non_empty,
@@ -194,16 +186,12 @@ def stage_parser(description: str, **stage_defaults) -> BriefParser:
 
 
 def config_from(args: argparse.Namespace, **changes) -> LMConfig:
-    """The model configuration that the flags describe. Raises ValueError on an impossible combination."""
-    fields = {
-        "dim": args.dim,
-        "n_layers": args.n_layers,
-        "use_moe": args.use_moe,
-        "dropout": args.dropout,
-        "aux_loss_alpha": args.aux_loss_alpha,
-    }
-    return LMConfig(**{**fields, **changes})
+    """The configuration of the model to train, with some fields changed. Raises ValueError if that is impossible."""
+    return LMConfig(**{**config_fields(args.config), **changes})
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keeps the docstring's line breaks and shows every default."""
+    """Keeps the docstring's line breaks and shows every default that there is."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        return action.help if action.default is None else super()._get_help_string(action)

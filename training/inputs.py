@@ -7,7 +7,7 @@ from dataset.batching import Pairs, Sequences
 from dataset.token_cache import open_token_cache
 from model.chat_format import ChatFormat
 from model.LMConfig import LMConfig
-from model.loading import load_weights, weights_path
+from model.loading import load_weights
 from model.model import MiniMindForCausalLM
 
 from .memory import refuse_a_model_that_cannot_fit
@@ -18,15 +18,19 @@ def starting_model(args, config: LMConfig, is_trained: bool = True) -> MiniMindF
     """The model that training starts from: random weights, or those that ``args.from_weight`` names.
 
     A name is a stage's (``pretrain`` is ``{out_dir}/pretrain_{dim}[_moe].pth``), anything ending in .pth is a file.
-    Args: is_trained: all its weights will be trained, not an adapter's alone, nor another model's.
+    Args: is_trained: all its weights will be trained, not an adapter's alone.
     Raises: FileNotFoundError, ValueError: no such file, weights of another size, or a model that does not fit into
         memory; the message names the remedy.
     """
+    return model_from(args, config, args.start_weights, is_trained)
+
+
+def model_from(args, config: LMConfig, weights: Path | None, is_trained: bool) -> MiniMindForCausalLM:
+    """A model with the weights of a file, or random ones; raises what ``starting_model`` raises."""
     refuse_a_model_that_cannot_fit(args, config, is_trained)
     model = MiniMindForCausalLM(config)
-    if args.from_weight != "none":
-        is_file = args.from_weight.endswith(".pth")
-        load_weights(model, Path(args.from_weight) if is_file else weights_path(args.out_dir, args.from_weight, config))
+    if weights is not None:
+        load_weights(model, weights)
     return model
 
 

@@ -164,8 +164,9 @@ def distributed_run(args) -> Iterator[Run]:
     dtype, remark = choose_dtype(args.dtype, device)
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     run = Run(device, dtype, rank, world_size, int(os.environ.get("LOCAL_RANK", 0)))
-    if remark:
-        run.log(remark)
+    for line in [*args.remarks, remark]:
+        if line:
+            run.log(line)
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     if world_size > 1:

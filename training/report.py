@@ -16,6 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from .curves import plot_log
+from .saver import plain_flags
 from .trackers import NoTracker
 
 FIRST_LINE = 4.0  # seconds after which the micro-batches of a first step that is not done yet are told
@@ -106,7 +107,7 @@ class Report:
         self._is_silent, self._micro_batches = True, 0  # until the first line
         self._is_writable = True
         self._is_drawn = False
-        self.record({"event": "start", "time": time.strftime("%Y-%m-%dT%H:%M:%S"), "flags": vars(args)})
+        self.record({"event": "start", "time": time.strftime("%Y-%m-%dT%H:%M:%S"), "flags": plain_flags(args)})
 
     def log_step(self, progress, meter: Meter, lr: float, place: tuple[int, int], total_steps: int) -> None:
         """One line in upstream's format plus rates, one JSON record; starts a new window of the meter.

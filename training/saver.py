@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from common.tensor_files import named_tensors
+from model.LMConfig import config_fields
 from model.loading import save_weights, weights_path
 
 from .checkpoint import (
@@ -34,7 +35,8 @@ from .guard import WeightGuard
 
 MAX_BAD_STEPS = 5
 MAX_REFUSED = 2  # saves in a row: the first steps of a new model may be wild
-NOT_THE_RUN = ("resume", "local_rank", "ddp")  # flags that say how a process was started, not what it computes
+# Flags that say how a process was started, or in other words what the configuration says; not what it computes.
+NOT_THE_RUN = ("resume", "local_rank", "ddp", "model", "teacher_model", "remarks")
 
 
 class Saver:
@@ -64,8 +66,8 @@ class Saver:
         self._saved_step: int | None = None  # of the state on disk, None while none is of this run
         self._weights_step: int | None = None  # the same for the weights
         self.identity = {
-            **{name: value for name, value in vars(args).items() if is_plain(value) and name not in NOT_THE_RUN},
-            "config": {name: value for name, value in config.to_dict().items() if is_plain(value)},
+            **{name: value for name, value in plain_flags(args).items() if name not in NOT_THE_RUN},
+            "config": config_fields(config),
             "data": data_fingerprint,
             "starting weights": starting_checksum(args, config),
             "computed in": f"{run.dtype} on {run.device.type}",
@@ -227,6 +229,11 @@ class Saver:
                 f"the end of this run is not saved: {self.error}\n{self.kept()} "
                 f"Make room, then {what} with:\n  {command}"
             )
+
+
+def plain_flags(args) -> dict[str, object]:
+    """The flags without what was made of them: a configuration, paths of files."""
+    return {name: value for name, value in vars(args).items() if is_plain(value)}
 
 
 def is_plain(value) -> bool:

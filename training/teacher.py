@@ -1,18 +1,17 @@
 """The teacher of distillation: where it comes from, and what it says at the supervised positions."""
 
 import zlib
-from argparse import Namespace
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from model.LMConfig import LMConfig, config_fields
 from model.loading import load_directory
 from model.model import MiniMindForCausalLM
 from model.moe import Experts
 
-from .cli import config_from
-from .inputs import starting_model
+from .inputs import model_from
 from .losses import supervised_forward
 
 
@@ -22,11 +21,9 @@ def load_teacher(args, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     Raises: FileNotFoundError, ValueError: it is not there, or its vocabulary is not ours.
     """
     if args.teacher_path is None:
-        size = {"dim": args.teacher_dim, "n_layers": args.teacher_n_layers, "use_moe": args.teacher_use_moe}
-        weights = Namespace(**{**vars(args), "from_weight": args.from_teacher_weight})
+        config = LMConfig(**{**config_fields(args.teacher_config), "vocab_size": len(tokenizer)})
         try:
-            config = config_from(args, **size, vocab_size=len(tokenizer))
-            return starting_model(weights, config, is_trained=False)
+            return model_from(args, config, args.teacher_weights, is_trained=False)
         except (FileNotFoundError, ValueError) as error:
             flags = "--teacher_dim, --teacher_n_layers and --teacher_use_moe give the teacher's size"
             raise type(error)(f"the teacher: {error}\n{flags}") from error
