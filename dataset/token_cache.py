@@ -43,7 +43,6 @@ NO_SPACE = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 NO_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
 MAX_VOCAB_SIZE = 2**16
 ABANDONED_SECONDS = 24 * 3600
-UPSTREAM_MAX_SEQ_LEN = 512  # every row of upstream's pretraining and SFT is padded to this
 
 
 @dataclass(frozen=True)
@@ -114,6 +113,7 @@ def open_token_cache(
             with suppress(OSError):  # a cache of somebody else's: it is hashed again next time
                 _write_meta(directory, meta)
     cache = _open(directory)
+    _remove_old_formats(cache, log)
     bad = cache.meta["bad_lines"]
     if bad and on_bad_line == "stop":
         raise DataError(
@@ -128,8 +128,7 @@ def _summary(cache: TokenCache) -> str:
     lengths = cache.meta["lengths"]
     line = (
         f"数据缓存: {cache.path.name} 文档 {len(cache)}, token {len(cache.tokens)}, 平均长度 {lengths['mean']:.1f} "
-        f"(中位 {lengths['p50']}, 95% {lengths['p95']}, 最长 {lengths['max']}); "
-        f"若像原版补齐到 {UPSTREAM_MAX_SEQ_LEN}, 填充占 {cache.fixed_padding(UPSTREAM_MAX_SEQ_LEN):.1%}"
+        f"(中位 {lengths['p50']}, 95% {lengths['p95']}, 最长 {lengths['max']})"
     )
     return line + (f"\n数据缓存: {cache.meta['read_report']}" if cache.meta["remarkable"] else "")
 
@@ -325,6 +324,25 @@ def _remove_abandoned(cache_dir: Path) -> None:
                 newest = max(file.stat().st_mtime for file in [directory, *directory.iterdir()])
                 if _process_is_gone(made_by[1], int(made_by[2])) or time.time() - newest > ABANDONED_SECONDS:
                     shutil.rmtree(directory, ignore_errors=True)
+
+
+def _remove_old_formats(cache: TokenCache, log: Log) -> None:
+    """Remove caches of the same content that an earlier version of this program wrote, which nothing reads any more.
+
+    Only directories with exactly the files of a cache, whose meta data name this content and a lower version.
+    """
+    for directory in cache.path.parent.glob("*-" + "[0-9a-f]" * 16):
+        try:
+            meta = json.loads((directory / "meta.json").read_text(encoding="utf-8"))
+            is_old = type(meta["version"]) is int and meta["version"] < FORMAT_VERSION
+            is_same = (meta["kind"], meta["source"]["sha256"]) == (cache.kind, cache.meta["source"]["sha256"])
+            files = list(directory.iterdir())
+            size = sum(file.stat().st_size for file in files)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # not ours, or somebody else's on its way
+        if is_old and is_same and {file.name for file in files} <= {"meta.json", *(f"{name}.bin" for name in ARRAYS)}:
+            shutil.rmtree(directory, ignore_errors=True)
+            log(f"数据缓存: 已删除旧格式的 {directory}, {size / 1e6:.1f} MB")
 
 
 def _process_is_gone(host: str, pid: int) -> bool:

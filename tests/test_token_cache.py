@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import threading
 import time
 from multiprocessing.synchronize import Event
@@ -350,6 +351,27 @@ def test_unrelated_entries_of_the_cache_directory_are_left_alone(write_jsonl, tm
     (cache_dir / "data-file").touch()
     open_token_cache(write_jsonl(text_rows(1)), "text", chat_format, cache_dir, log=quiet)
     assert {".mine.tmp", "data-notes", "data-file"} < {entry.name for entry in cache_dir.iterdir()}
+
+
+def test_caches_of_the_same_content_in_older_formats_are_removed(write_jsonl, tmp_path, chat_format):
+    """The format's number rose twice, and each time every data set was left behind once more, unread."""
+    cache = open_token_cache(write_jsonl(text_rows(20)), "text", chat_format, tmp_path / "cache", log=quiet)
+
+    def copy(key: str, **changes) -> Path:
+        directory = cache.path.with_name(f"data-{key * 16}")
+        shutil.copytree(cache.path, directory)
+        meta = {**json.loads((directory / "meta.json").read_text()), **changes}
+        (directory / "meta.json").write_text(json.dumps(meta))
+        return directory
+
+    old = copy("0", version=1)
+    kept = [copy("1", version=99), copy("2", version=1, kind="chat"), copy("3", version="1"), copy("4", version=1)]
+    kept += [copy("5", version=1, source={"sha256": "of other data"})]
+    (kept[3] / "notes.txt").write_text("somebody's own")
+    lines = []
+    open_token_cache(tmp_path / "data.jsonl", "text", chat_format, tmp_path / "cache", log=lines.append)
+    assert not old.exists() and cache.path.exists() and all(directory.exists() for directory in kept)
+    assert sum("已删除旧格式" in line and str(old) in line for line in lines) == 1
 
 
 def test_statistics(write_jsonl, tmp_path, chat_format):
