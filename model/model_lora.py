@@ -11,8 +11,11 @@ MoE: the routed experts' stacked weights get stacked A (experts, rank, in) and B
 layouts), `load_lora` puts it in, replacing the one that is in: that is how to switch. `merge_lora` makes it permanent.
 """
 
+import contextlib
 import json
 import math
+import re
+import shlex
 from functools import partial
 from pathlib import Path
 
@@ -263,6 +266,8 @@ def read_lora(path: str | Path, config: LMConfig) -> Adapter:
     if path.is_dir():
         return _read_peft(path)
     command = _make_command(path, config)
+    if not path.is_file() and (others := _of_other_sizes(path, config)):
+        raise FileNotFoundError(f"{path} not found, but\n  {others}" + (f"\nor run `{command}`" if command else ""))
     adapter = {}
     for name, tensor in read_state_dict(path, command).items():
         target, is_lora, side = name.removeprefix("module.").removeprefix("_orig_mod.").partition(".lora.")
@@ -279,6 +284,22 @@ def read_lora(path: str | Path, config: LMConfig) -> Adapter:
         adapter[f"{target}.lora.{side}"] = tensor
     check_finite(path, adapter, command)
     return adapter
+
+
+def _of_other_sizes(path: Path, config: LMConfig) -> str:
+    """Adapters of this name for models of other sizes, here or in the lora/ of a folder nearby, with their flags."""
+    name = path.name.removesuffix(weights_path("", "", config).name)  # lora_a_512.pth -> lora_a
+    found = []
+    for file in sorted({*path.parent.glob(f"{name}_*.pth"), *path.parent.parent.glob(f"*/lora/{name}_*.pth")}):
+        size = re.fullmatch(r"(\d+)(_moe)?", file.stem.removeprefix(f"{name}_"))
+        if size is None:  # lora_a_new_512.pth
+            continue
+        with contextlib.suppress(ValueError):  # a damaged one helps nobody
+            layers = {target.split(".")[2] for target in read_lora(file, config)}
+            flags = f"--dim {size[1]} --n_layers {len(layers)}" + " --use_moe" * bool(size[2])
+            folder = shlex.quote(str(file.parent.parent))
+            found.append(f"{file.parent} holds {file.name}: pass {flags} --out_dir {folder}")
+    return "\n  ".join(found)
 
 
 def _make_command(path: Path, config: LMConfig) -> str | None:
