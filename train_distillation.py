@@ -170,9 +170,9 @@ def main(argv=None):
             args.teacher_checksum = checksum(teacher)  # like a flag: --resume refuses another value
             teacher = freeze(teacher, run.dtype).to(run.device)
             data = load_data(run, args, ChatFormat(tokenizer), kind="chat")
-        run.log(f"学生模型(LLM)总参数量：{count_parameters(student) / 1e6:.3f} 百万")
         run.log(f"教师模型(LLM)总参数量：{count_parameters(teacher) / 1e6:.3f} 百万")
-        train(run, args, student, data, make_loss(args, teacher), Evaluation(data.heldout, tokenizer, QUESTIONS))
+        train(run, args, student, data, make_loss(args, teacher), Evaluation(data.heldout, tokenizer, QUESTIONS),
+              trained_name="学生模型(LLM)总参数量")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -106,9 +106,8 @@ def main(argv=None):
             general_args = Namespace(**{**vars(args), "data_path": args.general_data})
             general = load_data(run, general_args, chat, kind="chat").heldout if args.general_data else ()
         trained = count_parameters(model) - total
-        run.log(f"LLM 总参数量: {total}")
-        run.log(f"LoRA 参数量: {trained}")
-        run.log(f"LoRA 参数占比: {trained / total * 100:.2f}%")
+        run.log(f"LLM总参数量：{total / 1e6:.3f} 百万 (不训练)")
+        run.log(f"LoRA 参数占比：{trained / total:.2%}")
         model.to(run.device)
 
         def heldout_loss(part) -> float:
@@ -119,7 +118,7 @@ def main(argv=None):
         parts = {name: part for name, part in parts.items() if len(part)}
         before = {name: heldout_loss(part) for name, part in parts.items()}
         train(run, args, model, data, next_token_loss, Evaluation(data.heldout, tokenizer, QUESTIONS),
-              weights=lora_state_dict)  # fmt: skip
+              weights=lora_state_dict, trained_name="LoRA 参数量")  # fmt: skip
         for name, part in parts.items():
             after = heldout_loss(part)
             remark = f", too few to tell much: raise --heldout_share {args.heldout_share}" if len(part) < FEW else ""

@@ -12,7 +12,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 import eval_model
 import train_lora
 from model.LMConfig import LMConfig
-from model.loading import REPO_ROOT, save_weights, weights_path
+from model.loading import REPO_ROOT, count_parameters, save_weights, weights_path
 from model.model import MiniMindForCausalLM
 from model.model_lora import (
     adaptable_weights,
@@ -297,16 +297,12 @@ def test_stage_writes_an_adapter_and_leaves_the_base_alone(use_moe, write_jsonl,
     load_lora(base, adapter)
     assert any(tensor.any() for name, tensor in adapter.items() if name.endswith("B.weight")), "nothing was learned"
     log = capsys.readouterr().out
-    for line in (
-        "LLM 总参数量: ",
-        "LoRA 参数量: ",
-        "LoRA 参数占比: ",
-        "\nheld-out loss: ",
-        "\ngeneral held-out loss: ",
-    ):
-        assert line in log
-    trained = sum(tensor.numel() for tensor in adapter.values())
-    assert f"LoRA 参数量: {trained}\n" in log
+    assert "\nheld-out loss: " in log and "\ngeneral held-out loss: " in log
+    total, trained = count_parameters(MiniMindForCausalLM(config)), sum(tensor.numel() for tensor in adapter.values())
+    for line in (f"LLM总参数量：{total / 1e6:.3f} 百万 (不训练)", f"LoRA 参数量：{trained / 1e6:.3f} 百万",
+                 f"LoRA 参数占比：{trained / total:.2%}"):  # fmt: skip
+        assert log.count(f"{line}\n") == 1
+    assert log.count("参数量") == 2, "each number once"
 
 
 # Talking
@@ -358,6 +354,19 @@ def test_eval_takes_upstreams_none_and_a_path_and_names_what_is_missing(ask, tmp
         "lora_c_16.pth not found: run `python train_lora.py --lora_name lora_c --dim 16 "
         f"--out_dir {tmp_path}` first" in printed
     )
+
+
+def test_a_missing_adapter_names_those_of_other_sizes(tmp_path):
+    small = MiniMindForCausalLM(LMConfig(dim=16, n_layers=2))
+    apply_lora(small, rank=2)
+    for folder, name in (("", "me_16"), ("quickstart", "me_16_moe"), ("", "me_too_16")):
+        save_weights(lora_state_dict(small), tmp_path / folder / "lora" / f"{name}.pth")
+    with pytest.raises(FileNotFoundError) as error:
+        read_lora(lora_path(tmp_path, "me", LMConfig(dim=32, n_layers=1)), LMConfig(dim=32, n_layers=1))
+    message = str(error.value)
+    assert f"lora holds me_16.pth: pass --dim 16 --n_layers 2 --out_dir {tmp_path}\n" in message
+    assert f"me_16_moe.pth: pass --dim 16 --n_layers 2 --use_moe --out_dir {tmp_path}/quickstart\n" in message
+    assert "me_too" not in message and "or run `python train_lora.py --lora_name me --dim 32" in message
 
 
 def test_the_remedy_for_a_missing_adapter_makes_exactly_that_file(tmp_path):

@@ -34,6 +34,9 @@ def model_from(args, config: LMConfig, weights: Path | None, is_trained: bool) -
     return model
 
 
+FEW_HELD_OUT = 10  # rows
+
+
 @dataclass
 class Data:
     """Training and held-out units (sequences, or preference pairs), and what identifies their content."""
@@ -52,6 +55,10 @@ def load_data(run: Run, args, chat: ChatFormat, kind: str) -> Data:
     """
     with run.main_first():
         cache = open_token_cache(args.data_path, kind, chat, args.cache_dir, on_bad_line=args.on_bad_line, log=run.log)
+    run.log(
+        f"数据: --max_seq_len {args.max_seq_len}; 若像原版每行都补齐到这么长, "
+        f"填充占 {cache.fixed_padding(args.max_seq_len):.1%}"
+    )
     units = (Pairs if kind == "preference" else Sequences).from_cache(cache, args.max_seq_len)
     if units.dropped:
         rows = units.dropped + len(units)
@@ -60,5 +67,11 @@ def load_data(run: Run, args, chat: ChatFormat, kind: str) -> Data:
     if not len(train):
         raise ValueError(
             f"{args.data_path}: no row can be trained on at --max_seq_len {args.max_seq_len}; raise it, or add data"
+        )
+    if args.heldout_share and len(heldout) < FEW_HELD_OUT:
+        run.log(
+            f"!!! {len(train)} rows to train on and {len(heldout)} held out: "
+            + ("a held-out loss of so few may be chance" if len(heldout) else "there is no held-out loss")
+            + f"; raise --heldout_share {args.heldout_share:g}, or add rows"
         )
     return Data(train, heldout, cache.path.name.rpartition("-")[2])  # of the content: the file may be renamed

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from common.flags import plain_errors
 from dataset.batching import plan_batches, prefetch
-from model.loading import count_parameters
 
 from .checkpoint import Progress, new_run_flags
 from .evaluation import Evaluation
@@ -37,11 +36,20 @@ from .trackers import start_tracker
 from .watch import Watch
 
 LOOKS = (10, 20, 50, 100, 200)  # steps before the first interval is over that are logged and evaluated all the same
+FEW_STEPS = 20  # of a whole run, below which it teaches next to nothing
 QUICK_TOKENS = 20_000  # positions of held-out data that even a CPU measures in seconds
 
 
 def train(
-    run: Run, args, model: nn.Module, data: Data, loss_fn, evaluation: Evaluation, *, weights=nn.Module.state_dict
+    run: Run,
+    args,
+    model: nn.Module,
+    data: Data,
+    loss_fn,
+    evaluation: Evaluation,
+    *,
+    weights=nn.Module.state_dict,
+    trained_name: str = "LLM总参数量",
 ) -> None:
     """Train ``model`` on ``data`` as the flags in ``args`` say; write weights, states to resume from, and the log.
 
@@ -49,6 +57,7 @@ def train(
         data: training.inputs.Data: units with ``lengths`` and ``collate(ids) -> micro-batch``, and a fingerprint.
         loss_fn: (model, micro-batch) -> (loss sum, weight, metric sums); dividing by the weight gives the mean.
         weights: model -> the state dict that is saved for people (LoRA saves less than everything).
+        trained_name: what the log calls the number of parameters that are trained.
     Raises: SystemExit: with 128 + n after saving when signal n stopped the run; with a message when steps keep failing,
         when memory does not suffice, when the weights are broken, and when the final save failed.
     """
@@ -60,6 +69,7 @@ def train(
         run.broadcast(model)
         with plain_errors():
             memory, needed = memory_report(run, args, model, loss_fn, data.train, budget)
+        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         guard = WeightGuard(run, model, data.train)
         updater = make_updater(run, args, model)
         share = run.world_size if updater.equal_shares else 1
@@ -85,7 +95,7 @@ def train(
         tracker = start_tracker(run, args, saver.run_name, saver.tracker_id)
         saver.tracker_id = tracker.id
         report = Report(run, args, saver.run_name, total_steps, progress.step, tracker)
-        report.line(f"LLM总参数量：{count_parameters(model) / 1e6:.3f} 百万")
+        report.line(f"{trained_name}：{trained / 1e6:.3f} 百万")
         report.line(
             f"{run.device.type}, {str(run.dtype).removeprefix('torch.')}: {len(data.train)} sequences, {total_steps} "
             f"steps of {args.accumulation_steps} micro-batches x {run.world_size} processes x {budget} tokens"
@@ -98,6 +108,8 @@ def train(
                 f"no further than {reached:.1e} of {args.learning_rate:.1e}; a tenth of the run, "
                 f"{math.ceil(total_steps / 10)}, is a usual warm-up"
             )
+        if all_steps < FEW_STEPS:
+            report.line(fold(few_steps_remark(args, all_steps, len(data.train))))
         watch, kept = Watch(meter, progress, report), KeptMemory(needed)
 
         def look(is_early: bool) -> None:
@@ -161,6 +173,18 @@ def train(
         run.log(f"  {launch_command()}")
         raise SystemExit(128 + (run.stop_signal or signal.SIGTERM))
     run.log(f"done: {saver.weights_path}  log: {report.path}")
+
+
+def few_steps_remark(args, steps: int, rows: int) -> str:
+    """What a run of very few optimizer steps means, and the flags that make more of them."""
+    flags = [f"--epochs above {args.epochs}", f"--batch_size below {args.batch_size}"]
+    if args.accumulation_steps > 1:
+        flags.append(f"--accumulation_steps below {args.accumulation_steps}")
+    return (
+        f"!!! only {steps} optimizer steps: {rows} rows to train on, of which a step takes about "
+        f"{min(rows, args.batch_size * args.accumulation_steps)} on each process. The weights will hardly change. "
+        f"More steps: {' or '.join(flags)}, or more rows (also a smaller --heldout_share {args.heldout_share})"
+    )
 
 
 def is_due(step: int, interval: int, early: tuple[int, ...] = ()) -> bool:
