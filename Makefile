@@ -46,7 +46,7 @@ tour: install
 	.venv/bin/python eval_model.py --dim 256 --n_layers 4 --out_dir out/quickstart --temperature 0 --prompt "小明有12支铅笔，送给同学5支，还剩多少支？"
 	.venv/bin/python train_distill_reason.py --data_path dataset/sample/reason.jsonl --dim 256 --n_layers 4 --out_dir out/quickstart --from_weight full_sft --epochs 4 --learning_rate 1e-3
 	.venv/bin/python eval_model.py --dim 256 --n_layers 4 --out_dir out/quickstart --model_mode 3 --temperature 0 --prompt "小明有12支铅笔，送给同学5支，还剩多少支？"
-	@echo; echo "4/4 白盒蒸馏: 同样大小、同样步数的两个学生，先是不听老师的，再是跟上面的模型学的。看 kl，离老师的看法还有多远；考分差不多"; echo "4/4 Distillation: two students of one size and as many steps, untaught and taught by the model above. Watch kl, how far they are from its views; the scores are much alike"
+	@echo; echo "4/4 白盒蒸馏: 同样大小、同样步数的两个学生，先是不听老师的，再是跟上面的模型学的。看 kl，离老师的看法还有多远，约差一半；最后的考分，我们的一次运行是 24.6 % 和 29.2 %"; echo "4/4 Distillation: two students of one size and as many steps, untaught and taught by the model above. Watch kl, how far they are from its views: about half as far when taught; the scores at the end were 24.6 and 29.2 % in one run of ours"
 	.venv/bin/python train_distillation.py --data_path dataset/sample/sft.jsonl --dim 128 --n_layers 2 --out_dir out/quickstart --from_weight none --max_steps 400 --learning_rate 3e-3 --teacher_dim 256 --teacher_n_layers 4 --alpha 0 --save_weight untaught
 	.venv/bin/python train_distillation.py --data_path dataset/sample/sft.jsonl --dim 128 --n_layers 2 --out_dir out/quickstart --from_weight none --max_steps 400 --learning_rate 3e-3 --teacher_dim 256 --teacher_n_layers 4 --temperature 1
 	.venv/bin/python eval_model.py --dim 128 --n_layers 2 --out_dir out/quickstart --weight untaught --score dataset/sample/heldout.jsonl
