@@ -4,35 +4,38 @@ Most files that cannot be read are not damaged: they are compressed, in another 
 """
 
 import re
+import shlex
 from pathlib import Path
 
 HEAD_BYTES = 4096
 
+# Commands for the shell, where {path}, {folder} and {out} are quoted words; Python finds the files in sys.argv.
 UNPACK = [
-    (b"\x1f\x8b", "is compressed with gzip", "gzip -dk {path}"),
-    (b"BZh", "is compressed with bzip2", "bzip2 -dk {path}"),
-    (b"\xfd7zXZ\0", "is compressed with xz", "xz -dk {path}"),
-    (b"\x28\xb5\x2f\xfd", "is compressed with Zstandard", "zstd -d {path}"),
+    # From stdin: gzip, bzip2, xz and zstd refuse a file whose name does not end as theirs do.
+    (b"\x1f\x8b", "is compressed with gzip", "gzip -dc < {path} > {out}"),
+    (b"BZh", "is compressed with bzip2", "bzip2 -dc < {path} > {out}"),
+    (b"\xfd7zXZ\0", "is compressed with xz", "xz -dc < {path} > {out}"),
+    (b"\x28\xb5\x2f\xfd", "is compressed with Zstandard", "zstd -dc < {path} > {out}"),
     (b"PK\x03\x04", "is a zip archive (or an Excel file)", "python -m zipfile -e {path} {folder}"),
     (b"7z\xbc\xaf\x27\x1c", "is a 7z archive", "7z x {path}"),
     (b"Rar!", "is a rar archive", "unrar x {path}"),
     (b"version https://git-lfs", "is a pointer of Git LFS, not the data", "git lfs pull"),
 ]
 TABLES = [
-    (b"PAR1", "is a Parquet table", "import pandas; pandas.read_parquet('{path}')"),
-    (b"ARROW1", "is an Arrow table", "import pandas; pandas.read_feather('{path}')"),
+    (b"PAR1", "is a Parquet table", "import pandas; pandas.read_parquet(sys.argv[1])"),
+    (b"ARROW1", "is an Arrow table", "import pandas; pandas.read_feather(sys.argv[1])"),
     (b"SQLite format 3\0", "is an SQLite database",
-     "import pandas, sqlite3; pandas.read_sql('select * from TABLE', sqlite3.connect('{path}'))"),
+     "import pandas, sqlite3; pandas.read_sql('select * from TABLE', sqlite3.connect(sys.argv[1]))"),
 ]  # fmt: skip
-TO_JSONL = ".to_json('{out}', orient='records', lines=True, force_ascii=False)"
-RECODE = "python -c \"open('{out}', 'w', encoding='utf-8').write(open('{path}', encoding='{encoding}').read())\""
+TO_JSONL = ".to_json(sys.argv[2], orient='records', lines=True, force_ascii=False)"
+RECODE = "open(sys.argv[2], 'w', encoding='utf-8').write(open(sys.argv[1], encoding='{encoding}').read())"
 SPLIT_ARRAY = (
-    "python -c \"import json; open('{out}', 'w', encoding='utf-8').writelines(json.dumps(row, ensure_ascii=False) + "
-    "'\\n' for row in json.load(open('{path}', encoding='utf-8-sig')))\""
+    "import json; open(sys.argv[2], 'w', encoding='utf-8').writelines(json.dumps(row, ensure_ascii=False) + "
+    "'\\n' for row in json.load(open(sys.argv[1], encoding='utf-8-sig')))"
 )
 WRAP_LINES = (
-    "python -c \"import json; open('{out}', 'w', encoding='utf-8').writelines(json.dumps(dict(text=line.strip()), "
-    "ensure_ascii=False) + '\\n' for line in open('{path}', encoding='utf-8-sig') if line.strip())\""
+    "import json; open(sys.argv[2], 'w', encoding='utf-8').writelines(json.dumps(dict(text=line.strip()), "
+    "ensure_ascii=False) + '\\n' for line in open(sys.argv[1], encoding='utf-8-sig') if line.strip())"
 )
 
 
@@ -43,20 +46,26 @@ def foreign_file(path: Path) -> str | None:
     """
     with path.open("rb") as file:
         head = file.read(HEAD_BYTES)
-    names = {"path": path, "folder": path.parent, "out": path.with_suffix(".new.jsonl")}
+    words = {"path": path, "folder": path.parent, "out": path.with_suffix(".new.jsonl")}
+    names = {name: shlex.quote(str(word)) for name, word in words.items()}
     for magic, what, command in UNPACK:
         if head.startswith(magic):
             return f"{what}: unpack it with `{command.format(**names)}`"
     if head[257:262] == b"ustar":
-        return f"is a tar archive: unpack it with `tar xf {path}`"
+        return f"is a tar archive: unpack it with `tar xf {names['path']}`"
     for magic, what, code in TABLES:
         if head.startswith(magic):
-            return (
-                f'{what}: `python -c "{(code + TO_JSONL).format(**names)}"` (pip install pandas pyarrow) writes jsonl'
-            )
+            return f"{what}: {_python(code + TO_JSONL, names)} (pip install pandas pyarrow) writes jsonl"
     if encoding := _other_encoding(head):
-        return f"is text in {encoding}, not in UTF-8: `{RECODE.format(**names, encoding=encoding)}` writes it again"
+        return (
+            f"is text in {encoding}, not in UTF-8: {_python(RECODE.format(encoding=encoding), names)} writes it again"
+        )
     return _other_text(head, names)
+
+
+def _python(code: str, names: dict[str, str]) -> str:
+    """The shell command for a line of Python without double quotes, which finds the two files in sys.argv."""
+    return f'`python -c "import sys; {code}" {names["path"]} {names["out"]}`'
 
 
 def _other_encoding(head: bytes) -> str | None:
@@ -85,12 +94,15 @@ def _other_text(head: bytes, names: dict) -> str | None:
     """The same for text that is no jsonl: one JSON value over the whole file, tables, web pages, plain text."""
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if re.match(rb"\[\s*(\{|$)", start):
-        return f"is one JSON array, not a row on each line: `{SPLIT_ARRAY.format(**names)}` writes the rows"
+        return f"is one JSON array, not a row on each line: {_python(SPLIT_ARRAY, names)} writes the rows"
     if re.match(rb'\{[ \t]*\r?\n\s*"[^"\n]*"\s*:', start):
         return (
             "is JSON spread over several lines, not a row on each line: "
             + "`jq -c . {path} > {out}` joins them".format(**names)
         )
+    if b"\n" not in head and re.search(rb"\}[ \t]*\r\s*\{", head):
+        code = RECODE.format(encoding="utf-8-sig")  # which reads all kinds of line ends and writes today's
+        return f"is text with the line ends of old Macs, CR alone: {_python(code, names)} writes it again"
     if re.match(rb"<(!doctype|html|\?xml)", start, re.I):
         return "is a web page or XML (an error or login page instead of the file?): open it to see, and download again"
     lines = start.splitlines()
@@ -98,11 +110,11 @@ def _other_text(head: bytes, names: dict) -> str | None:
         return None
     for separator, what, code in ((b"\t", "tabs", ", sep='\\t'"), (b",", "commas (CSV)", "")):
         if len(lines) > 1 and lines[0].count(separator) and all(separator in line for line in lines[:2]):
-            code = f"import pandas; pandas.read_csv('{{path}}'{code})" + TO_JSONL
-            return f'is a table with {what}: `python -c "{code.format(**names)}"` (pip install pandas) writes jsonl'
+            code = f"import pandas; pandas.read_csv(sys.argv[1]{code})" + TO_JSONL
+            return f"is a table with {what}: {_python(code, names)} (pip install pandas) writes jsonl"
     if b"[" in start[:1] or len(start) < 40:
         return None
-    return f"is plain text, not JSON: `{WRAP_LINES.format(**names)}` makes each line a text for pretraining"
+    return f"is plain text, not JSON: {_python(WRAP_LINES, names)} makes each line a text for pretraining"
 
 
 CHAT_ROW = '{"conversations": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'
