@@ -7,6 +7,7 @@ flags, adds what the checks between flags find, and leaves with one message and 
 import argparse
 import contextlib
 import difflib
+import errno
 import importlib.util
 import re
 import sys
@@ -15,6 +16,13 @@ from typing import NoReturn
 
 FORBIDDEN_IN_NAMES = set('/\\:*?"<>|')  # by some file system; the first two lead out of the directory
 LONGEST_NAME = 100  # bytes; file systems allow 255, and suffixes are added
+LONGEST_SHOWN = 200  # characters of a path
+REMEDIES = {
+    errno.EACCES: "get the permission (ls -ld shows who has it) or pass another place",
+    errno.ENAMETOOLONG: "a name may have 255 bytes and a path some 4,000, so pass a shorter one",
+    errno.ENOSPC: "make room there or pass another place",
+    errno.EMFILE: "too many files are open: raise the limit with ulimit -n",
+}
 INTERVAL = 10**9  # the most steps any interval or limit may count
 
 
@@ -61,8 +69,10 @@ def real(least: float, most: float, *, or_zero: bool = False, below: bool = Fals
 
 
 def non_empty(value: str) -> str | Problem:
-    """The type of a path, or of a name that is only looked up: anything but nothing."""
-    return value if value.strip() and "\0" not in value else problem(value, "must not be empty")
+    """The type of a path, or of a name that is only looked up: anything but nothing, and what no file can be called."""
+    if "\0" in value:
+        return problem(value, "must not hold a NUL character")
+    return value if value.strip() else problem(value, "must not be empty")
 
 
 def file_name(value: str) -> str | Problem:
@@ -170,5 +180,17 @@ def plain_errors() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {plain_message(error)}", file=sys.stderr)
         raise SystemExit(2) from error
+
+
+def plain_message(error: Exception) -> str:
+    """What an error says to a user: of the operating system's own, which file, what is wrong and what to do."""
+    if not isinstance(error, OSError) or error.strerror is None:
+        return str(error)
+    if error.filename is None:  # the text is ours
+        return error.strerror
+    name = str(error.filename)
+    shown = name if len(name) <= LONGEST_SHOWN else f"{name[:LONGEST_SHOWN]}..."
+    remedy = REMEDIES.get(error.errno, "look at that place, or pass another one")
+    return f"{shown}: {error.strerror}; {remedy}"

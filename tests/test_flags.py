@@ -15,7 +15,7 @@ import train_full_sft
 import train_lora
 import train_pretrain
 from common import flags
-from common.flags import BriefParser, Problem, file_name, non_empty, one_of_these, parse_bool, real, whole
+from common.flags import BriefParser, Problem, file_name, non_empty, one_of_these, parse_bool, plain_errors, real, whole
 from model.loading import REPO_ROOT
 
 NONSENSE = [
@@ -57,6 +57,23 @@ def parser_of(name: str, monkeypatch) -> BriefParser:
         SCRIPTS[name]([])
     monkeypatch.undo()
     return made[0]
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (PermissionError(13, "Permission denied", "/a b"), "/a b: Permission denied; get the permission"),
+        (OSError(36, "File name too long", "x" * 5000), "x" * 200 + "...: File name too long; a name may have 255"),
+        (OSError(28, "no room for the cache"), "no room for the cache"),
+        (FileNotFoundError("x.pth not found: run this"), "x.pth not found: run this"),
+        (ValueError("bad"), "bad"),
+    ],
+)
+def test_errors_of_the_system_say_what_to_do(error, message, capsys):
+    """It was "[Errno 13] Permission denied: '/a b'"."""
+    with pytest.raises(SystemExit), plain_errors():
+        raise error
+    assert capsys.readouterr().err.startswith(f"error: {message}")
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from common.device import choose_device, choose_dtype
 from common.files import locked
-from common.flags import plain_errors
+from common.flags import plain_errors, plain_message
 from common.memory import keep_freed_memory
 from common.output import make_output_last
 
@@ -210,7 +210,7 @@ def own_files(run: Run, args) -> Iterator[None]:
                 remedy = "or pass another --out_dir or --save_weight"
                 stack.enter_context(locked(files.states, files.weights, remedy, run.log))
             except (OSError, ValueError) as error:
-                problem = str(error)
+                problem = plain_message(error)
         if problem := run.from_main(problem):
             run.log_error(f"error: {problem}")
             raise SystemExit(2)
