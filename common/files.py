@@ -84,7 +84,8 @@ def locked(place: Path, what: Path, remedy: str, log=print) -> Iterator[None]:
         return
     command = shlex.join([Path(sys.executable).name, *sys.argv])
     started = time.strftime("%Y-%m-%d %H:%M:%S")
-    holder.write_text(f"process {os.getpid()} on {socket.gethostname()}, started {started}: {command}", "utf-8")
+    text = f"process {os.getpid()} on {socket.gethostname()}, started {started}: {command}"
+    holder.write_text(text, "utf-8", errors="backslashreplace")  # a name in another encoding than UTF-8
     try:
         yield
     finally:

@@ -151,6 +151,12 @@ def test_a_signal_with_stderr_gone(tmp_path):
 # The log and the tracker
 
 
+def test_a_name_that_is_no_utf8_is_logged(tmp_path):
+    toy_train(tmp_path, "--max_steps", "2", "--wandb_project", "\udce9")
+    (log,) = (tmp_path / "logs").glob("*.jsonl")
+    assert read_log(log)[0]["flags"]["wandb_project"] == "\udce9"
+
+
 def test_a_line_after_one_that_was_cut_off_is_whole(tmp_path):
     log = tmp_path / "logs" / "a.jsonl"
     append_line(log, b'{"step": 1}')

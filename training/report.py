@@ -169,7 +169,7 @@ class Report:
         if not self.active:
             return
         with self._disk_may_be_full():
-            append_line(self.path, json.dumps(values, ensure_ascii=False).encode())
+            append_line(self.path, json.dumps(values, ensure_ascii=False).encode(errors="backslashreplace"))
         self._is_drawn = False
         if "step" in values:
             with self._tracker_may_fail():
