@@ -52,12 +52,17 @@ def read_torch_file(path: str | Path) -> object:
         try:
             check_checksums(file)
             file.seek(0)
-            return torch.load(file, map_location="cpu", weights_only=True)
+            value = torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             reason = "holds more than tensors and was not opened, it could run code of its author"
             raise UnreadableFile(f"{reason} ({first_line(error)})") from error
         except UNREADABLE as error:
             raise UnreadableFile(f"is cut off or damaged ({type(error).__name__}: {first_line(error)})") from error
+    for name, tensor in named_tensors(value):
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+            kind = "quantised" if tensor.is_quantized else "empty (meta)" if tensor.is_meta else "sparse"
+            raise UnreadableFile(f"holds {kind} tensors, first {name}, where plain ones are needed")
+    return value
 
 
 def check_checksums(file: BinaryIO | Path) -> None:

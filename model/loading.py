@@ -96,6 +96,9 @@ def load_weights(model: nn.Module, path: str | Path, make_with: str | None = Non
     state_dict, expected = read_state_dict(path, make_with), model.state_dict()
     if state_dict.keys() != expected.keys() or any(state_dict[name].shape != expected[name].shape for name in expected):
         raise ValueError(_difference(path, state_dict, expected))
+    if other := [name for name in state_dict if not state_dict[name].is_floating_point()]:
+        kind = str(state_dict[other[0]].dtype).removeprefix("torch.")
+        raise ValueError(f"{path} holds no floating-point weights ({other[0]} is {kind}): {_remedy(make_with)}")
     check_finite(path, state_dict, make_with)  # before the comparison: NaN equals nothing
     if not torch.equal(state_dict["lm_head.weight"], state_dict["model.embed_tokens.weight"]):
         raise ValueError(

@@ -249,6 +249,26 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path):
         load_weights(make_model(), tmp_path / "pretrain_32.pth")
 
 
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (torch.Tensor.to_sparse, "holds sparse tensors, first model"),
+        (lambda tensor: tensor.to("meta"), r"holds empty .meta. tensors, first model"),
+        (lambda tensor: tensor.to(torch.int8), "no floating-point weights .model.embed_tokens.weight is int8"),
+        (
+            lambda tensor: tensor.to(torch.complex64),
+            "no floating-point weights .model.embed_tokens.weight is complex64",
+        ),
+    ],
+)
+def test_tensors_of_other_kinds_are_refused(tmp_path, change, problem):
+    """The first two ended with a stack trace, the others were rounded in silence."""
+    state = {name: change(tensor.detach()) for name, tensor in make_model().state_dict().items()}
+    torch.save(state, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=problem):
+        load_weights(make_model(), tmp_path / "x.pth")
+
+
 def test_files_that_are_no_weights(tmp_path):
     path = tmp_path / "x.pth"
     path.write_bytes(os.urandom(1000))
