@@ -15,9 +15,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.flags import BriefParser, file_name, non_empty, plain_errors  # noqa: E402
+from model.adapters import lora_path, read_lora, write_peft  # noqa: E402
 from model.loading import load_model, save_weights, weights_path  # noqa: E402
 from model.model_flags import TRAINING_FIELDS, add_model_flags, settle_model  # noqa: E402
-from model.model_lora import load_lora, lora_path, merge_lora, read_lora, write_peft  # noqa: E402
+from model.model_lora import load_lora, merge_lora  # noqa: E402
 from model.record import describe_file, describe_program, write_record  # noqa: E402
 
 

@@ -11,19 +11,11 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 import eval_model
 import train_lora
+from model.adapters import lora_path, read_lora
 from model.LMConfig import LMConfig
 from model.loading import REPO_ROOT, count_parameters, save_weights, weights_path
 from model.model import MiniMindForCausalLM
-from model.model_lora import (
-    adaptable_weights,
-    apply_lora,
-    load_lora,
-    lora_path,
-    lora_state_dict,
-    merge_lora,
-    read_lora,
-    remove_lora,
-)
+from model.model_lora import adaptable_weights, apply_lora, load_lora, lora_state_dict, merge_lora, remove_lora
 
 IDS = torch.arange(24).view(2, 12) % 17
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")

@@ -6,17 +6,8 @@ import pytest
 import torch
 from test_lora import ATTENTION, logits, random_adapter, small_model, train_adapter
 
-from model.model_lora import (
-    LORA_TARGETS,
-    PEFT_READ,
-    PEFT_WITHOUT_EFFECT,
-    apply_lora,
-    load_lora,
-    lora_state_dict,
-    merge_lora,
-    read_lora,
-    write_peft,
-)
+from model.adapters import PEFT_READ, PEFT_WITHOUT_EFFECT, read_lora, write_peft
+from model.model_lora import LORA_TARGETS, apply_lora, load_lora, lora_state_dict, merge_lora
 
 
 def peft_logits(directory) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

@@ -1,0 +1,185 @@
+"""Files of LoRA adapters: this project's, those of every MiniMind version, and directories of peft.
+
+All are read into one form, the state dict that model/model_lora.py describes.
+"""
+
+import contextlib
+import json
+import math
+import re
+import shlex
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from .LMConfig import LMConfig
+from .loading import check_finite, read_state_dict, training_command, weights_path
+from .model_lora import Adapter
+
+NAMES_2502 = {
+    **{"attention.wq": "self_attn.q_proj", "attention.wk": "self_attn.k_proj", "attention.wv": "self_attn.v_proj"},
+    **{"attention.wo": "self_attn.o_proj", "feed_forward.w1": "mlp.gate_proj", "feed_forward.w2": "mlp.down_proj"},
+    "feed_forward.w3": "mlp.up_proj",
+}
+PEFT_PREFIX = "base_model.model."
+# Of peft's settings: those read here; those that say how an adapter was trained, or which layers it has, as its names
+# do too; and the ways to begin one that leave the base weights alone. PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA move a
+# part of the base into the adapter: it fits the changed base only. Whatever else is set changes the forward pass.
+PEFT_READ = {"peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "init_lora_weights", "bias"}
+PEFT_WITHOUT_EFFECT = {
+    *("task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "lora_dropout", "eva_config"),
+    *("megatron_core", "qalora_group_size"),  # never empty, and without effect unless megatron_config or use_qalora is
+}
+PEFT_INITS = (True, False, "gaussian", "orthogonal", "eva", "mica")
+
+
+def lora_path(out_dir: str | Path, name: str, config: LMConfig) -> Path:
+    """`{out_dir}/lora/{name}_{dim}[_moe].pth`; a `name` that is a .pth file or a directory is taken as it is."""
+    is_path = name.endswith(".pth") or Path(name).is_dir()
+    return Path(name) if is_path else weights_path(Path(out_dir) / "lora", name, config)
+
+
+def saved_adapters(out_dir: str | Path, config: LMConfig) -> list[str]:
+    """The names of the adapters in `{out_dir}/lora` for a model of this size."""
+    ending = weights_path("", "", config).name  # _512.pth
+    return sorted(path.name.removesuffix(ending) for path in Path(out_dir, "lora").glob(f"*{ending}"))
+
+
+def read_lora(path: str | Path, config: LMConfig) -> Adapter:
+    """An adapter from disk: a .pth file of this project or of any MiniMind version, or a directory of peft's.
+
+    Args:
+        config: of the base model; says how many heads the files of early 2025 (`layers.0.attention.wq.lora.A.weight`)
+            have, whose queries and keys are in another order.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged, no LoRA adapter, or one with features that plain LoRA does not have.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _read_peft(path)
+    command = _make_command(path, config)
+    if not path.is_file() and (others := _of_other_sizes(path, config)):
+        raise FileNotFoundError(f"{path} not found, but\n  {others}" + (f"\nor run `{command}`" if command else ""))
+    adapter = {}
+    for name, tensor in read_state_dict(path, command).items():
+        target, is_lora, side = name.removeprefix("module.").removeprefix("_orig_mod.").partition(".lora.")
+        if not is_lora or side not in ("A.weight", "B.weight"):
+            raise ValueError(
+                f"{path} is no LoRA file: it holds {name!r}; pass full weights with --weight or --model_mode"
+            )
+        tensor, (first, *rest) = tensor.float(), target.split(".")
+        if first == "layers":
+            projection = ".".join(rest[1:])
+            if side == "B.weight" and projection in ("attention.wq", "attention.wk"):
+                tensor = _rotate_half_order(tensor, config.head_dim)
+            target = f"model.layers.{rest[0]}.{NAMES_2502.get(projection, projection)}"
+        adapter[f"{target}.lora.{side}"] = tensor
+    check_finite(path, adapter, command)
+    return adapter
+
+
+def _of_other_sizes(path: Path, config: LMConfig) -> str:
+    """Adapters of this name for models of other sizes, here or in the lora/ of a folder nearby, with their flags."""
+    name = path.name.removesuffix(weights_path("", "", config).name)  # lora_a_512.pth -> lora_a
+    found = []
+    for file in sorted({*path.parent.glob(f"{name}_*.pth"), *path.parent.parent.glob(f"*/lora/{name}_*.pth")}):
+        size = re.fullmatch(r"(\d+)(_moe)?", file.stem.removeprefix(f"{name}_"))
+        if size is None:  # lora_a_new_512.pth
+            continue
+        with contextlib.suppress(ValueError):  # a damaged one helps nobody
+            layers = {target.split(".")[2] for target in read_lora(file, config)}
+            flags = f"--dim {size[1]} --n_layers {len(layers)}" + " --use_moe" * bool(size[2])
+            folder = shlex.quote(str(file.parent.parent))
+            found.append(f"{file.parent} holds {file.name}: pass {flags} --out_dir {folder}")
+    return "\n  ".join(found)
+
+
+def _make_command(path: Path, config: LMConfig) -> str | None:
+    """The command that writes exactly this file; None if train_lora.py writes none of this name or place."""
+    name = path.name.removesuffix(weights_path("", "", config).name)  # lora_a_512.pth -> lora_a
+    if name == path.name or path.parent.name != "lora":
+        return None
+    return training_command(["train_lora.py", "--lora_name", name], config, path.parent.parent)
+
+
+def _rotate_half_order(B: torch.Tensor, head_dim: int) -> torch.Tensor:
+    """Reorder the outputs (heads * head_dim, rank) of queries or keys: channels 2i and 2i+1 of a head, the pair that
+    the rotary embedding of early 2025 turns, become i and i + head_dim / 2, the pair that it turns here."""
+    return B.unflatten(0, (-1, head_dim // 2, 2)).transpose(1, 2).flatten(0, 2)
+
+
+def _read_peft(directory: Path) -> Adapter:
+    files = directory / "adapter_config.json", directory / "adapter_model.safetensors"
+    if missing := [str(file) for file in files if not file.is_file()]:
+        raise FileNotFoundError(f"{', '.join(missing)} not found: a peft adapter directory holds both")
+    try:
+        settings, tensors = json.loads(files[0].read_text(encoding="utf-8")), load_file(files[1])
+    except (ValueError, SafetensorError) as error:
+        raise ValueError(f"{directory} is damaged: copy or make it again ({error})") from error
+    _check_peft_settings(directory, settings)
+    adapter = {}
+    for name, tensor in tensors.items():
+        target, _, side = name.removeprefix(PEFT_PREFIX).partition(".lora_")
+        if side not in ("A.weight", "B.weight"):
+            raise ValueError(
+                f"{files[1]} holds {name!r}, which is no LoRA matrix of a linear layer: merge it with peft"
+            )
+        if side == "B.weight":
+            rank = tensor.shape[1]
+            tensor = tensor * (settings["lora_alpha"] / (math.sqrt(rank) if settings.get("use_rslora") else rank))
+        adapter[f"{target}.lora.{side}"] = tensor.float()
+    check_finite(directory, adapter, make_with=None)
+    return adapter
+
+
+def _check_peft_settings(directory: Path, settings: dict) -> None:
+    """Raises ValueError unless an adapter of these settings is W x + alpha / rank * B A x on the base as it is."""
+    if not isinstance(settings, dict) or not isinstance(settings.get("lora_alpha"), int | float):
+        raise ValueError(f"{directory}/adapter_config.json has no number lora_alpha: copy or make it again")
+    odd = {name: value for name, value in settings.items() if value and name not in PEFT_READ | PEFT_WITHOUT_EFFECT}
+    expected = {"peft_type": ("LORA",), "bias": ("none",), "init_lora_weights": PEFT_INITS}
+    odd |= {name: settings[name] for name, values in expected.items() if settings.get(name, values[0]) not in values}
+    if odd:
+        raise ValueError(
+            f"{directory} is no plain LoRA on the base model ({', '.join(f'{k}: {v!r}' for k, v in odd.items())}): "
+            "merge it with peft, or save it as one with its path_initial_model_for_weight_conversion"
+        )
+
+
+def write_peft(adapter: Adapter, directory: str | Path, base_model: str | None = None) -> None:
+    """Write an adapter in peft's format: `PeftModel.from_pretrained(model, directory)` reads it.
+
+    Args:
+        base_model: name or directory of the base model, noted in the adapter's configuration.
+
+    Raises:
+        ValueError: adapters of routed experts, which peft keeps in no layout of their own, or several ranks.
+    """
+    ranks = {tensor.shape[-2] for name, tensor in adapter.items() if name.endswith(".A.weight")}
+    if len(ranks) != 1 or any(tensor.ndim != 2 for tensor in adapter.values()):
+        raise ValueError(
+            f"peft's format has one rank (here {sorted(ranks)}) and no adapters of routed experts: "
+            "train with --lora_targets q_proj,k_proj,v_proj,o_proj, or merge the adapter into full weights"
+        )
+    (rank,) = ranks
+    settings = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_model,
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": rank,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": sorted({name.partition(".lora.")[0].rpartition(".")[2] for name in adapter}),
+    }
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    named = {PEFT_PREFIX + name.replace(".lora.", ".lora_"): tensor.contiguous() for name, tensor in adapter.items()}
+    save_file(named, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+    (directory / "adapter_config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
