@@ -61,6 +61,11 @@ class ChatFormat:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast):
         self.bos_id, self.eos_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+        if self.bos_id is None or self.eos_id is None:
+            raise ValueError(
+                f"the tokenizer in {tokenizer.name_or_path} names no beginning (bos_token) or no end (eos_token) of a "
+                "text: is its tokenizer_config.json missing? Copy it there, or use a MiniMind's tokenizer"
+            )
         self._template = tokenizer.chat_template or ""
         self._vocab = tokenizer.get_vocab()
         self._control_ids = [i for i, token in tokenizer.added_tokens_decoder.items() if token.special]

@@ -35,7 +35,7 @@ def read_folder(path: str | Path) -> tuple[LMConfig, dict[str, Tensor]]:
             layout = recognise(tensors)
             config = config_of_any_age(fields, tensors, layout)
         else:
-            config = from_transformers(AutoConfig.from_pretrained(path, local_files_only=True))
+            config = from_transformers(AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False))
             layout = LAYOUTS[LAYOUT_OF[fields["model_type"]]]
         return config, to_ours(tensors, layout, config.head_dim)
     except (ValueError, KeyError) as error:

@@ -5,7 +5,6 @@ import shlex
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -124,7 +123,7 @@ def load_tokenizer(path: str | Path = TOKENIZER_DIR) -> PreTrainedTokenizerBase:
     if not (Path(path) / "tokenizer.json").is_file():
         raise FileNotFoundError(f"{path} holds no tokenizer.json: run `python scripts/train_tokenizer.py` to make one")
     try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=True)
+        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except UNREADABLE as error:
         raise ValueError(
             f"the tokenizer in {path} is damaged: copy it again ({type(error).__name__}: {first_line(error)})"
@@ -151,9 +150,13 @@ def load_directory(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokeniz
             check_checksums(file)
         # Sizes that differ are told below, in one message with names that differ.
         model, found = AutoModelForCausalLM.from_pretrained(
-            path, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
+            path,
+            local_files_only=True,
+            trust_remote_code=False,  # without it, transformers asks at the terminal whether to run the folder's code
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
-    except (SafetensorError, *UNREADABLE) as error:
+    except Exception as error:  # of transformers, and of the packages that a config.json may ask for
         raise ValueError(f"{path} cannot be read ({type(error).__name__}: {first_line(error)})") from error
     if any(found.values()):
         raise ValueError(_misfit(path, type(model).__name__, found))

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from toy import damaged_copies, same_weights
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from model.chat_format import ChatFormat
 from model.LMConfig import LMConfig
 from model.loading import (
     TOKENIZER_DIR,
@@ -364,6 +365,41 @@ def test_a_directory_that_does_not_fit_its_config_is_refused(tmp_path, name, cha
     path = save_directory(tmp_path / "x", llama(), {key: value for key, value in tensors.items() if value is not None})
     with pytest.raises(ValueError, match=problem):
         load_directory(path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hidden_size": "wide"},
+        {"num_attention_heads": 0},
+        {"rope_scaling": [1]},
+        {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_a_config_that_makes_no_sense_is_refused(tmp_path, changes):
+    """Each of them was a stack trace."""
+    path = save_directory(tmp_path / "x", llama(), **changes)
+    with pytest.raises(ValueError, match="x cannot be read"):
+        load_directory(path)
+
+
+def test_code_in_a_directory_does_not_run_and_nobody_is_asked_to_let_it(tmp_path, monkeypatch):
+    trap = tmp_path / "trap"
+    names = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
+    path = save_directory(tmp_path / "x", llama(), model_type="own", auto_map=names)
+    (path / "own.py").write_text(f"open({str(trap)!r}, 'w')")
+    monkeypatch.setattr("builtins.input", lambda *prompt: "y")
+    with pytest.raises(ValueError, match="contains custom code"):
+        load_directory(path)
+    assert not trap.exists()
+
+
+def test_a_tokenizer_without_ends_is_refused(tmp_path):
+    path = save_directory(tmp_path / "x", llama())
+    (path / "tokenizer_config.json").unlink()
+    with pytest.raises(ValueError, match=r"x names no beginning .bos_token. or no end"):
+        ChatFormat(load_tokenizer(path))
 
 
 def test_what_a_sound_directory_may_lack_or_hold(tmp_path):
