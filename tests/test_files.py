@@ -13,9 +13,12 @@ import pytest
 from test_distributed import free_ports
 from test_kill import in_a_fork
 from test_loop import interrupt_at
-from toy import toy_args, toy_process, toy_train
+from toy import toy_args, toy_process, toy_run, toy_train
 
 import train_pretrain
+from model.chat_format import ChatFormat
+from model.loading import load_tokenizer
+from training.inputs import load_data
 from training.processes import distributed_run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -115,6 +118,17 @@ def test_data_under_another_name_is_the_same_data(tmp_path, write_jsonl):
         run("--data_path", str(data))
     assert stopped.value.code == 128 + signal.SIGTERM
     run("--data_path", str(data.rename(tmp_path / "after.jsonl")), "--resume")
+
+
+def test_ranks_with_different_data_are_refused(tmp_path, write_jsonl, monkeypatch):
+    """On two machines --data_path can name two files: each rank trained on its own, in silence."""
+    data = write_jsonl([{"text": f"{i} 世界上最高的山峰是珠穆朗玛峰。"} for i in range(40)], "data.jsonl")
+    run, chat = toy_run(), ChatFormat(load_tokenizer())
+    args = toy_args(tmp_path, "--data_path", str(data), "--cache_dir", str(tmp_path / "cache"))
+    assert len(load_data(run, args, chat, "text").train)
+    monkeypatch.setattr(run, "gather", lambda content: [content, content, "another"])
+    with pytest.raises(ValueError, match="data.jsonl is another file for rank 2 than for rank 0"):
+        load_data(run, args, chat, "text")
 
 
 def test_ranks_end_and_save_when_their_launcher_is_killed(tmp_path):

@@ -55,6 +55,10 @@ def load_data(run: Run, args, chat: ChatFormat, kind: str) -> Data:
     """
     with run.main_first():
         cache = open_token_cache(args.data_path, kind, chat, args.cache_dir, on_bad_line=args.on_bad_line, log=run.log)
+    content = cache.path.name.rpartition("-")[2]  # of the data: the file may be renamed
+    contents = run.gather(content)
+    if other := [rank for rank in range(len(contents)) if contents[rank] != contents[0]]:
+        raise ValueError(f"{args.data_path} is another file for rank {other[0]} than for rank 0: copy it there again")
     run.log(
         f"数据: --max_seq_len {args.max_seq_len}; 若像原版每行都补齐到这么长, "
         f"填充占 {cache.fixed_padding(args.max_seq_len):.1%}"
@@ -74,4 +78,4 @@ def load_data(run: Run, args, chat: ChatFormat, kind: str) -> Data:
             + ("a held-out loss of so few may be chance" if len(heldout) else "there is no held-out loss")
             + f"; raise --heldout_share {args.heldout_share:g}, or add rows"
         )
-    return Data(train, heldout, cache.path.name.rpartition("-")[2])  # of the content: the file may be renamed
+    return Data(train, heldout, content)
