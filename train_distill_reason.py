@@ -18,7 +18,7 @@ The default learning rate is full SFT's: the tags are single tokens that the mod
 
     python train_distill_reason.py
     python train_distill_reason.py --from_weight full_sft                   # without the DPO stage before
-    python train_distill_reason.py --data_path dataset/sample/reason.jsonl --dim 256 --n_layers 4 \\
+    python train_distill_reason.py --data_path dataset/sample/reason.jsonl \\
         --out_dir out/quickstart --from_weight full_sft --epochs 4 --learning_rate 1e-3     # after make quickstart
     torchrun --nproc_per_node 2 train_distill_reason.py
 

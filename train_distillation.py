@@ -14,7 +14,7 @@ to 1. That is biased: the student learns that all other tokens are impossible, a
 
     python train_distillation.py
     python train_distillation.py --data_path dataset/sample/sft.jsonl --dim 128 --n_layers 2 --out_dir out/quickstart \\
-        --from_weight none --max_steps 400 --learning_rate 3e-3 --teacher_dim 256 --teacher_n_layers 4 --temperature 1
+        --from_weight none --max_steps 400 --learning_rate 3e-3 --temperature 1
     python train_distillation.py --teacher_path ./MiniMind2      # any causal model of transformers with our tokenizer
     torchrun --nproc_per_node 2 train_distillation.py
 

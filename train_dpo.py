@@ -15,7 +15,7 @@ the likelihood of the chosen answers too: watch chosen_logp. 1e-5 is a fifth of 
 1e-8, with a mean over 3,000 padded positions, changed next to nothing.
 
     python train_dpo.py
-    python train_dpo.py --data_path dataset/sample/dpo.jsonl --dim 256 --n_layers 4 --out_dir out/quickstart \\
+    python train_dpo.py --data_path dataset/sample/dpo.jsonl --out_dir out/quickstart \\
         --heldout_share 0.1                                                     # after make quickstart
     torchrun --nproc_per_node 2 train_dpo.py
 

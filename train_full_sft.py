@@ -4,8 +4,8 @@ The loss is pretraining's, on the assistant's tokens only: the first token of ea
 What the user and the system say is read but not imitated. Ouyang et al. 2022, https://arxiv.org/abs/2203.02155, step 1.
 
     python train_full_sft.py
-    python train_full_sft.py --data_path dataset/sample/sft.jsonl --dim 256 --n_layers 4 --learning_rate 2e-3 \\
-        --max_seq_len 256                                                       # after pretraining this size
+    python train_full_sft.py --data_path dataset/sample/sft.jsonl --learning_rate 2e-3 \\
+        --max_seq_len 256                                                       # after pretraining on the sample
     torchrun --nproc_per_node 2 train_full_sft.py
 
 reads   out/pretrain_{dim}[_moe].pth     from --out_dir; another start with --from_weight

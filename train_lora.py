@@ -6,7 +6,7 @@ Hu et al. 2021, https://arxiv.org/abs/2106.09685, equation 3.
 
     python train_lora.py
     python train_lora.py --lora_name lora_medical --data_path dataset/lora_medical.jsonl --epochs 3
-    python train_lora.py --data_path dataset/sample/lora_identity.jsonl --dim 256 --n_layers 4 \\
+    python train_lora.py --data_path dataset/sample/lora_identity.jsonl \\
         --out_dir out/quickstart --epochs 3 --learning_rate 3e-3 --heldout_share 0.05       # after make quickstart
     torchrun --nproc_per_node 2 train_lora.py
 
