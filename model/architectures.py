@@ -27,6 +27,12 @@ LAYOUT_OF = {
     **{"qwen2_moe": "qwen2moe", "qwen3_moe": "2025-04"},
 }
 """model_type -> name in layouts.LAYOUTS."""
+ARCHITECTURES = {
+    **{"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM", "ernie4_5": "Ernie4_5ForCausalLM"},
+    **{"ernie4_5_moe": "Ernie4_5_MoeForCausalLM", "granitemoeshared": "GraniteMoeSharedForCausalLM"},
+    **{"qwen2_moe": "Qwen2MoeForCausalLM", "qwen3_moe": "Qwen3MoeForCausalLM"},
+}
+"""model_type -> class in transformers."""
 
 
 def native_architecture(config: LMConfig) -> str:

@@ -4,19 +4,23 @@ A folder is MiniMind if its config.json says so, in any form that was ever publi
 architecture that computes the same (architectures.py). Nothing in a folder is executed.
 """
 
+import contextlib
 import json
+import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoConfig
+from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 
 from common.tensor_files import UnreadableFile, read_torch_file
 
-from .architectures import LAYOUT_OF, from_transformers
-from .layouts import LAYOUTS, Layout, recognise, to_ours
+from .architectures import ARCHITECTURES, LAYOUT_OF, from_transformers, to_transformers
+from .layouts import LAYOUTS, Layout, from_ours, recognise, to_ours
 from .LMConfig import LMConfig, config_fields
 
 
@@ -86,6 +90,71 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             raise ValueError(f"{file} is not a state dict, a table from names to tensors")
         tensors |= part
     return tensors
+
+
+def write_folder(
+    path: Path,
+    config: LMConfig,
+    tensors: dict[str, Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+    model_type: str,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write a folder that transformers (4.57 and 5), vLLM, SGLang, trl and peft load without our code.
+
+    Args:
+        path: an empty directory.
+        tensors: in our layout; stored as `dtype`.
+        model_type: the architecture, see `architectures.native_architecture`.
+
+    Raises:
+        ValueError: the architecture does not compute the same. OSError: the disk is full or not writable.
+    """
+    fields = to_transformers(config, model_type).to_dict()
+    rope = fields["rope_parameters"]
+    fields |= {
+        "architectures": [ARCHITECTURES[model_type]],
+        # Written twice: transformers 5 reads `rope_parameters` and `dtype`, 4 the older names.
+        "rope_theta": rope["rope_theta"],
+        "rope_scaling": None if rope["rope_type"] == "default" else rope,
+        "dtype": str(dtype).removeprefix("torch."),
+        "torch_dtype": str(dtype).removeprefix("torch."),
+    }
+    (path / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+    named = from_ours(tensors, LAYOUTS[LAYOUT_OF[model_type]], config.head_dim)
+    del named["lm_head.weight"]  # tied: it is the embedding
+    stored = {name: tensor.to(dtype).contiguous() for name, tensor in named.items()}
+    save_file(stored, path / "model.safetensors", metadata={"format": "pt"})
+    GenerationConfig(
+        bos_token_id=config.bos_token_id,
+        eos_token_id=config.eos_token_id,
+        pad_token_id=config.pad_token_id,
+        do_sample=True,
+        temperature=0.85,
+        top_p=0.85,
+        max_new_tokens=1024,
+    ).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A directory to fill, which gets the name `path` when the block has ended well, and is removed when not.
+
+    Raises:
+        FileExistsError: there is something of that name.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(f"{path} exists: remove it, or choose another name")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if path.is_dir():
+            path.rmdir()  # empty
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _named_in_index(path: Path, suffix: str) -> set[str]:

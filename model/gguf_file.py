@@ -1,0 +1,222 @@
+"""MiniMind as one GGUF file, for llama.cpp, Ollama and everything that is built on them.
+
+The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Tensors go under llama.cpp's names, and with the
+rotary pairs where its architecture turns them: side by side in "llama" and "ernie4_5-moe", half a head apart in "qwen3"
+and "qwen3moe". The `gguf` package does the writing and the quantising; it is imported only here.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .architectures import native_architecture
+from .layouts import Layout, from_ours, to_ours
+from .LMConfig import LMConfig
+
+ARCHITECTURES = {"llama": "llama", "qwen3": "qwen3", "ernie4_5_moe": "ernie4_5-moe", "qwen3_moe": "qwen3moe"}
+"""model_type of transformers -> llama.cpp's name."""
+
+QUANTISATIONS = ("f32", "f16", "bf16", "q8_0", "q4_0")
+BLOCK = 32  # numbers that share a scale in q8_0 and q4_0: rows must be multiples
+
+_MODEL = {
+    "model.embed_tokens.weight": "token_embd.weight",
+    "model.norm.weight": "output_norm.weight",
+    "model.layers.{layer}.input_layernorm.weight": "blk.{layer}.attn_norm.weight",
+    "model.layers.{layer}.post_attention_layernorm.weight": "blk.{layer}.ffn_norm.weight",
+    "model.layers.{layer}.self_attn.q_proj.weight": "blk.{layer}.attn_q.weight",
+    "model.layers.{layer}.self_attn.k_proj.weight": "blk.{layer}.attn_k.weight",
+    "model.layers.{layer}.self_attn.v_proj.weight": "blk.{layer}.attn_v.weight",
+    "model.layers.{layer}.self_attn.o_proj.weight": "blk.{layer}.attn_output.weight",
+    "model.layers.{layer}.self_attn.q_norm.weight": "blk.{layer}.attn_q_norm.weight",
+    "model.layers.{layer}.self_attn.k_norm.weight": "blk.{layer}.attn_k_norm.weight",
+    "model.layers.{layer}.mlp.gate_proj.weight": "blk.{layer}.ffn_gate.weight",
+    "model.layers.{layer}.mlp.up_proj.weight": "blk.{layer}.ffn_up.weight",
+    "model.layers.{layer}.mlp.down_proj.weight": "blk.{layer}.ffn_down.weight",
+    "model.layers.{layer}.mlp.gate.weight": "blk.{layer}.ffn_gate_inp.weight",
+    "model.layers.{layer}.mlp.experts.gate_proj": "blk.{layer}.ffn_gate_exps.weight",
+    "model.layers.{layer}.mlp.experts.up_proj": "blk.{layer}.ffn_up_exps.weight",
+    "model.layers.{layer}.mlp.experts.down_proj": "blk.{layer}.ffn_down_exps.weight",
+    "model.layers.{layer}.mlp.shared_experts.gate_proj.weight": "blk.{layer}.ffn_gate_shexp.weight",
+    "model.layers.{layer}.mlp.shared_experts.up_proj.weight": "blk.{layer}.ffn_up_shexp.weight",
+    "model.layers.{layer}.mlp.shared_experts.down_proj.weight": "blk.{layer}.ffn_down_shexp.weight",
+}
+
+
+def gguf_architecture(config: LMConfig) -> str:
+    """llama.cpp's architecture that computes what this configuration says. Raises ValueError if there is none."""
+    if config.use_moe and config.num_experts_per_tok == 1 and config.n_shared_experts:
+        raise ValueError("llama.cpp does not know ernie4_5-moe with one expert per token: num_experts_per_tok is 1")
+    return ARCHITECTURES[native_architecture(config)]
+
+
+def write_gguf(
+    path: Path, config: LMConfig, tensors: dict[str, Tensor], tokenizer, quantisation: str, name: str = "MiniMind"
+) -> None:
+    """Write one file, all or nothing.
+
+    Args:
+        tensors: in our layout; matrices are stored as `quantisation` says, norms and routers as float32. With q4_0 the
+            embedding, which is the output matrix too, is stored as q8_0.
+        tokenizer: byte-level BPE, of transformers.
+
+    Raises:
+        ValueError: no architecture of llama.cpp computes the same; or rows that are no multiple of 32 in q8_0, q4_0.
+        OSError: the disk is full or not writable; nothing is left behind.
+    """
+    import gguf
+
+    architecture = gguf_architecture(config)
+    kind = gguf.GGMLQuantizationType[quantisation.upper()]
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    writer = gguf.GGUFWriter(temporary, architecture)
+    try:
+        _add_sizes(writer, config, architecture, name)
+        _add_tokenizer(writer, tokenizer)
+        is_whole = kind.name in ("F32", "F16", "BF16")
+        file_type = "ALL_F32" if quantisation == "f32" else f"MOSTLY_{quantisation.upper()}"
+        writer.add_file_type(gguf.LlamaFileType[file_type])
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+        for tensor_name, tensor in _named_for_llama_cpp(tensors, config, architecture).items():
+            array = tensor.detach().float().numpy()
+            stored = gguf.GGMLQuantizationType.F32
+            if array.ndim > 1 and not tensor_name.endswith("ffn_gate_inp.weight"):
+                is_embedding = tensor_name == "token_embd.weight"
+                stored = gguf.GGMLQuantizationType.Q8_0 if is_embedding and quantisation == "q4_0" else kind
+            if not is_whole and array.ndim > 1 and array.shape[-1] % BLOCK:
+                raise ValueError(
+                    f"{tensor_name} has rows of {array.shape[-1]} numbers, and {quantisation} stores blocks of {BLOCK}: "
+                    "use f16, or a model whose dim and hidden_dim are multiples of 32"
+                )
+            writer.add_tensor(tensor_name, gguf.quants.quantize(array, stored), raw_dtype=stored)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        os.replace(temporary, path)
+    finally:
+        writer.close()
+        temporary.unlink(missing_ok=True)
+
+
+def read_gguf_tensors(path: Path, config: LMConfig) -> dict[str, Tensor]:
+    """The tensors of a file that `write_gguf` wrote, in our layout, as float32: what llama.cpp computes with.
+
+    Raises:
+        ValueError: it is no GGUF file, or of another architecture.
+    """
+    import gguf
+
+    reader = gguf.GGUFReader(path)
+    architecture = gguf_architecture(config)
+    if (found := reader.fields["general.architecture"].contents()) != architecture:
+        raise ValueError(f"{path} is of architecture {found}, not {architecture}")
+    tensors = {}
+    for tensor in reader.tensors:
+        array = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        tensors[tensor.name] = torch.from_numpy(np.array(array, dtype=np.float32))  # a copy: the file is mapped
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("exp_probs_b.bias")}
+    return to_ours(tensors, _layout(architecture), config.head_dim)
+
+
+def modelfile(gguf_name: str, context: int) -> str:
+    """Ollama's Modelfile beside a GGUF file: the chat format as a Go template, what ends an answer, how to sample."""
+    turns = "".join(
+        f'{{{{ {"if" if i == 0 else "else if"} eq .Role "{role}" }}}}<s>{role}\n{{{{ .Content }}}}</s>\n'
+        for i, role in enumerate(("system", "user", "assistant"))
+    )
+    return (
+        f"FROM ./{gguf_name}\n"
+        f'TEMPLATE """{{{{- range .Messages }}}}{turns}{{{{ end }}}}{{{{ end }}}}<s>assistant\n"""\n'
+        'PARAMETER stop "</s>"\nPARAMETER stop "<s>"\n'
+        f"PARAMETER num_ctx {context}\nPARAMETER temperature 0.85\nPARAMETER top_p 0.85\n"
+    )
+
+
+def _layout(architecture: str) -> Layout:
+    pairs = architecture in ("llama", "ernie4_5-moe")
+    return Layout("gguf", _MODEL, r"^token_embd\.", pairs=pairs)
+
+
+def _named_for_llama_cpp(tensors: dict[str, Tensor], config: LMConfig, architecture: str) -> dict[str, Tensor]:
+    """Under llama.cpp's names; without the output matrix, which is the embedding."""
+    kept = {name: tensor for name, tensor in tensors.items() if name != "lm_head.weight"}
+    named = from_ours(kept, _layout(architecture), config.head_dim)
+    if architecture == "ernie4_5-moe":  # its router adds a bias when it chooses: none here
+        for layer in range(config.n_layers):
+            named[f"blk.{layer}.exp_probs_b.bias"] = torch.zeros(config.n_routed_experts)
+    return named
+
+
+def _add_sizes(writer, config: LMConfig, architecture: str, name: str) -> None:
+    writer.add_name(name)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_context_length(config.max_seq_len)
+    writer.add_embedding_length(config.dim)
+    writer.add_block_count(config.n_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.n_heads)
+    writer.add_head_count_kv(config.n_kv_heads)
+    writer.add_layer_norm_rms_eps(config.norm_eps)
+    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_rope_dimension_count(config.head_dim)
+    if architecture.startswith("qwen3"):
+        writer.add_key_length(config.head_dim)
+        writer.add_value_length(config.head_dim)
+    if config.use_moe:
+        writer.add_expert_count(config.n_routed_experts)
+        writer.add_expert_used_count(config.num_experts_per_tok)
+        writer.add_expert_feed_forward_length(config.intermediate_size)
+    if architecture == "ernie4_5-moe":
+        writer.add_expert_shared_count(1)
+        writer.add_expert_shared_feed_forward_length(config.intermediate_size)
+        writer.add_interleave_moe_layer_step(1)
+        writer.add_leading_dense_block_count(0)
+    _add_rope_scaling(writer, config)
+
+
+def _add_rope_scaling(writer, config: LMConfig) -> None:
+    import gguf
+
+    scaling = config.rope_scaling
+    if scaling is None:
+        return
+    kind = scaling.get("rope_type", scaling.get("type"))
+    writer.add_rope_scaling_type(gguf.RopeScalingType(kind))
+    writer.add_rope_scaling_factor(scaling["factor"])
+    if kind == "yarn":
+        writer.add_rope_scaling_orig_ctx_len(int(scaling.get("original_max_position_embeddings", config.max_seq_len)))
+
+
+def _add_tokenizer(writer, tokenizer) -> None:
+    """Byte-level BPE. Tags such as <think> are tokens that a prompt may hold as text, control tokens are not."""
+    import gguf
+
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    ids = {**content["model"]["vocab"], **{token["content"]: token["id"] for token in content["added_tokens"]}}
+    tokens = sorted(ids, key=ids.get)
+    special = {token["content"]: token["special"] for token in content["added_tokens"]}
+    types = []
+    for token in tokens:
+        if token not in special:
+            types.append(gguf.TokenType.NORMAL)
+        else:
+            types.append(gguf.TokenType.CONTROL if special[token] else gguf.TokenType.USER_DEFINED)
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in content["model"]["merges"]]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")  # how text is split into words and digits before merging
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    writer.add_token_merges(merges)
+    writer.add_bos_token_id(tokenizer.bos_token_id)
+    writer.add_eos_token_id(tokenizer.eos_token_id)
+    writer.add_unk_token_id(tokenizer.unk_token_id)
+    writer.add_pad_token_id(tokenizer.pad_token_id)
+    writer.add_add_bos_token(False)
+    writer.add_add_eos_token(False)
+    writer.add_add_space_prefix(False)
+    writer.add_chat_template(tokenizer.chat_template)
