@@ -89,7 +89,7 @@ def write_gguf(
                 stored = gguf.GGMLQuantizationType.Q8_0 if is_embedding and quantisation == "q4_0" else kind
             if not is_whole and array.ndim > 1 and array.shape[-1] % BLOCK:
                 raise ValueError(
-                    f"{tensor_name} has rows of {array.shape[-1]} numbers, and {quantisation} stores blocks of {BLOCK}: "
+                    f"{tensor_name} has rows of {array.shape[-1]} numbers, and {quantisation} takes blocks of {BLOCK}: "
                     "use f16, or a model whose dim and hidden_dim are multiples of 32"
                 )
             writer.add_tensor(tensor_name, gguf.quants.quantize(array, stored), raw_dtype=stored)

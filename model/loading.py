@@ -18,6 +18,7 @@ from common.tensor_files import (
     read_torch_file,
 )
 
+from .layouts import recognise, to_ours
 from .LMConfig import LMConfig
 from .model import MiniMindForCausalLM
 from .sizes import sizes_of
@@ -81,7 +82,7 @@ def load_weights(model: nn.Module, path: str | Path, make_with: str | None = Non
 
     Args:
         model: a MiniMindForCausalLM of the same sizes as the file.
-        path: a .pth file of this project.
+        path: a .pth file of this project, or of MiniMind of any age: see layouts.py.
         make_with: the command that makes the file, for the error message; derived from the file's name by default.
 
     Raises:
@@ -93,6 +94,10 @@ def load_weights(model: nn.Module, path: str | Path, make_with: str | None = Non
     if not path.is_file() and (others := _of_other_sizes(path, model.config)):
         raise FileNotFoundError(f"{path} not found, but\n  {others}" + (f"\nor run `{make_with}`" if make_with else ""))
     state_dict, expected = read_state_dict(path, make_with), model.state_dict()
+    try:
+        state_dict = to_ours(state_dict, recognise(state_dict), model.config.head_dim)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     if state_dict.keys() != expected.keys() or any(state_dict[name].shape != expected[name].shape for name in expected):
         raise ValueError(_difference(path, state_dict, expected))
     if other := [name for name in state_dict if not state_dict[name].is_floating_point()]:

@@ -24,6 +24,7 @@ import transformers
 from common.files import whole_file
 from common.tensor_files import UNREADABLE
 
+from .layouts import recognise, to_ours
 from .LMConfig import LMConfig, config_fields
 from .loading import REPO_ROOT
 from .sizes import CONTEXT_FIELDS, RUN_FIELDS, Given, Shapes, assume_config, contradictions
@@ -141,13 +142,20 @@ def read_record(weights: str | Path) -> tuple[dict | None, str]:
         return None, f"{path} is not used: {error}"
 
 
-def read_shapes(weights: str | Path) -> Shapes | None:
-    """The shape of every tensor of a `.pth` file, in milliseconds; None if it cannot be read."""
+def read_shapes(weights: str | Path) -> tuple[Shapes, str] | None:
+    """The shape that every tensor of a `.pth` file has in our layout, in milliseconds, and the file's own layout.
+
+    None if it cannot be read.
+    """
     try:
         tensors = torch.load(weights, map_location="cpu", mmap=True, weights_only=True)
-        return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        without_data = {name: torch.empty(tensor.shape, device="meta") for name, tensor in tensors.items()}
     except UNREADABLE:
         return None
+    layout = recognise(without_data)
+    # Which rows of q and k change places depends on the size of a head, but not how many there are.
+    converted = to_ours(without_data, layout, head_dim=2)
+    return {name: tuple(tensor.shape) for name, tensor in converted.items()}, layout.name
 
 
 def config_for(weights: str | Path, given: Mapping[str, Given]) -> tuple[LMConfig, list[str]]:
@@ -165,11 +173,11 @@ def config_for(weights: str | Path, given: Mapping[str, Given]) -> tuple[LMConfi
     if record:
         config, how = record["config"], "its record says"
     else:
-        shapes = read_shapes(weights)
-        if shapes is None:  # whoever loads it will say what is wrong
-            return LMConfig(**{name: value for name, (value, _) in given.items()}), remarks
         try:
-            config, assumed = assume_config(shapes, given)
+            found = read_shapes(weights)
+            if found is None:  # whoever loads it will say what is wrong
+                return LMConfig(**{name: value for name, (value, _) in given.items()}), remarks
+            config, assumed = assume_config(*found, given)
         except ValueError as error:
             raise ValueError(f"{weights}: {error}") from error
         how = "its tensors show"

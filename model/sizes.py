@@ -68,10 +68,14 @@ def sizes_of_config(config: LMConfig) -> dict[str, object]:
     return sizes
 
 
-def assume_config(shapes: Shapes, given: Mapping[str, Given]) -> tuple[LMConfig, str]:
+def assume_config(shapes: Shapes, layout: str, given: Mapping[str, Given]) -> tuple[LMConfig, str]:
     """The configuration of weights without a record, and in words what of it is only assumed ("" if nothing is).
 
-    What shapes show comes first, then what is given, then the published model that has these shapes, then the defaults.
+    What shapes show comes first, then what is given, then the published model that has these shapes, then the published
+    family that such files come from, then the defaults.
+
+    Args:
+        shapes: in our layout; layout: the file's own, by name (layouts.py).
 
     Example: with dim 512 and keys 128 wide, MiniMind2-Small has 8 heads of 64 channels and 2 for the keys. Another
     model may have 16 heads of 32 channels, and 4: the shapes are the same, the answers are not.
@@ -83,8 +87,9 @@ def assume_config(shapes: Shapes, given: Mapping[str, Given]) -> tuple[LMConfig,
     if sizes is None or "kv_dim" not in sizes or "hidden_dim" not in sizes:
         raise ValueError(f"it has another layout than this project's (its first name is {next(iter(shapes), None)!r})")
     published = [name for name, fields in PUBLISHED.items() if sizes_of_config(LMConfig(**fields)) == sizes]
-    like = published[0] if published else None
+    like = published[0] if published else family(sizes, layout)
     fields = config_fields(LMConfig(**PUBLISHED.get(like, {})))
+    fields["hidden_dim"] = None  # shapes say it, below
     fields |= {name: value for name, (value, _) in given.items()}
     fields |= {name: value for name, value in sizes.items() if name not in ("kv_dim", "head_dim", "hidden_dim")}
 
@@ -104,6 +109,15 @@ def assume_config(shapes: Shapes, given: Mapping[str, Given]) -> tuple[LMConfig,
     config = LMConfig(**fields)
     assumed = [f"{name} {getattr(config, name)}" for name in hidden if name not in given]
     return config, f"{', '.join(assumed)} ({f'as in {like}' if like else 'by default'})" if assumed else ""
+
+
+def family(sizes: Mapping[str, object], layout: str) -> str | None:
+    """The published model whose relatives have such files, whatever their size; None for those of the defaults."""
+    if sizes["qk_norm"]:  # today's
+        return "minimind-3-moe" if sizes["use_moe"] and not sizes["n_shared_experts"] else "minimind-3"
+    if layout == "2025-02" and sizes["kv_dim"] * 2 == sizes["dim"]:  # 2024-09: 16 heads and 8; 2025-02: 8 and 2
+        return "minimind-v1-small"
+    return None
 
 
 def contradictions(config: LMConfig, given: Mapping[str, Given], whose: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""model/gguf_file.py: what is written is read back, in every quantisation and architecture that llama.cpp has for us."""
+"""model/gguf_file.py: what is written is read back, in every quantisation and architecture of ours."""
 
 import gguf
 import numpy as np

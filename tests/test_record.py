@@ -6,8 +6,9 @@ import shutil
 import pytest
 import torch
 
+from model.layouts import LAYOUTS, from_ours
 from model.LMConfig import PUBLISHED, LMConfig, config_fields
-from model.loading import save_weights
+from model.loading import load_model, save_weights
 from model.model import MiniMindForCausalLM
 from model.record import config_for, describe_program, fingerprint, read_record, record_path, write_record
 from model.sizes import Given, assume_config, sizes_of, sizes_of_config
@@ -160,7 +161,7 @@ def test_only_a_record_knows_what_has_no_tensor(weights):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_published_model_is_known_by_its_shapes(name):
-    config, assumed = assume_config(shapes_of(**PUBLISHED[name]), {})
+    config, assumed = assume_config(shapes_of(**PUBLISHED[name]), "ours", {})
     assert config_fields(config) == config_fields(LMConfig(**PUBLISHED[name]))
     assert f"as in {name}" in assumed and "rope_theta" in assumed
     assert ("n_heads" in assumed) == (not config.qk_norm)  # a norm for each head shows how wide a head is
@@ -181,10 +182,36 @@ def test_shapes_show_all_sizes(changes):
     fields = {**SMALL, **changes}
     config = LMConfig(**fields)
     assert sizes_of(shapes_of(**fields)) == sizes_of_config(config)
-    flags = {} if config.qk_norm else given(n_heads=4)
-    assumed, told = assume_config(shapes_of(**fields), flags)
-    assert config_fields(assumed) == config_fields(config)
-    assert told.endswith("(by default)") and "n_heads" not in told
+    flags = given(norm_eps=config.norm_eps, **({} if config.qk_norm else {"n_heads": 4}))
+    assumed, told = assume_config(shapes_of(**fields), "ours", flags)
+    expected = config_fields(config)
+    if config.qk_norm:  # today's MiniMind, whatever its size
+        expected["max_seq_len"] = 32768
+    assert config_fields(assumed) == expected
+    assert told.endswith("(as in minimind-3)" if config.qk_norm else "(by default)") and "n_heads" not in told
+
+
+@pytest.mark.parametrize(
+    "layout, fields, like",
+    [
+        ("2025-02", {"n_heads": 16, "n_kv_heads": 8, "rope_theta": 1e4, "max_seq_len": 512}, "minimind-v1-small"),
+        ("2025-02", {"n_heads": 8, "n_kv_heads": 2}, None),
+        ("2025-04", {"use_moe": True}, None),
+        ("ours", {"n_kv_heads": 4, "qk_norm": True, "norm_eps": 1e-6, "max_seq_len": 32768}, "minimind-3"),
+        ("2025-04", {**PUBLISHED["minimind-3-moe"], "hidden_dim": None}, "minimind-3-moe"),
+    ],
+)
+def test_minimind_files_of_any_age_and_size_need_no_flags(tmp_path, layout, fields, like):
+    """What their shapes do not show is as in the published models of the same age."""
+    config = LMConfig(**{**fields, "dim": 64, "n_layers": 2, "aux_loss_alpha": 0.01, "seq_aux": True})
+    model = MiniMindForCausalLM(config).eval()
+    theirs = from_ours(model.state_dict(), LAYOUTS[layout], config.head_dim)
+    torch.save({name: tensor.half() for name, tensor in theirs.items()}, tmp_path / "full_sft_64.pth")
+    found, (remark,) = config_for(tmp_path / "full_sft_64.pth", {})
+    assert config_fields(found) == config_fields(config)
+    assert (f"(as in {like})" if like else "(by default)") in remark
+    loaded = load_model(found, tmp_path / "full_sft_64.pth").state_dict()
+    assert all(torch.equal(loaded[name], tensor.half().float()) for name, tensor in model.state_dict().items())
 
 
 def test_heads_are_assumed_where_nothing_shows_them(weights):
@@ -214,4 +241,4 @@ def test_impossible_heads_name_the_flag(weights):
 def test_another_layout_is_no_model_of_ours(shapes):
     assert sizes_of(shapes) is None
     with pytest.raises(ValueError, match="another layout"):
-        assume_config(shapes, {})
+        assume_config(shapes, "ours", {})
