@@ -9,20 +9,19 @@ A message is a dict with `role` (system, user, assistant or tool) and `content`;
 `reasoning_content` are passed through. Nothing is kept in memory but the line at hand, so file size does not matter.
 """
 
-import json
 import os
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from common.jsonl import Malformed, json_type, parse_object, shown, strip_line
 from dataset.formats import foreign_file, foreign_row
-from model.chat_format import ROLES, Message
+from model.chat_format import Message, check_messages
 
 MAX_LINE_BYTES = 8 * 2**20  # one line is tokenised in one piece, which takes some 110x its size in memory
 MAX_BAD_SHARE = 0.10
 EXAMPLES_KEPT = 5
-UTF8_BOM = b"\xef\xbb\xbf"
 SAMPLE_DIR = Path(__file__).resolve().parent / "sample"
 # What MiniMind's data set has or had; dataset/README.md says which file is for what.
 MINIMIND_FILES = {
@@ -42,12 +41,12 @@ class DataError(ValueError):
     """The data file cannot be used as it is. The message names file, line, what is wrong and what to do."""
 
 
-class BadLine(ValueError):
-    """One line does not fit. `category` is what it is counted under; `remedy` is what to do, where that is known."""
+class BadLine(Malformed):
+    """One line does not fit. `remedy` is what to do, where that is known."""
 
     def __init__(self, category: str, detail: str, remedy: str | None = None):
-        super().__init__(detail)
-        self.category, self.remedy = category, remedy
+        super().__init__(category, detail)
+        self.remedy = remedy
 
 
 class UselessLine(BadLine):
@@ -192,10 +191,10 @@ def read_records(
                 detail = f"the line has {len(line) + excess:,} bytes, the limit is {MAX_LINE_BYTES:,}"
                 report.reject(report.lines, BadLine("line too long", detail))
                 continue
-            if not (line := line.removeprefix(UTF8_BOM).strip(b" \t\r\n")):  # joined files have marks inside
+            if not (line := strip_line(line)):
                 continue
             try:
-                record = _record(_parse(line, complete), kind)
+                record = _record(_row(line, complete), kind)
             except BadLine as error:
                 report.reject(report.lines, error)
                 continue
@@ -216,62 +215,37 @@ def _skip_line(file) -> int:
     return passed
 
 
-def _parse(line: bytes, complete: bool) -> dict:
+def _row(line: bytes, complete: bool) -> dict:
     """The JSON object of one line. Raises BadLine."""
-    if b"\0" in line:
-        raise BadLine("NUL byte", "the line holds NUL bytes, the file is damaged (an interrupted download or copy?)")
     try:
-        row = json.loads(line.decode("utf-8"), object_pairs_hook=_object)
-    except BadLine:
-        raise
-    except (ValueError, RecursionError) as error:  # ValueError: no UTF-8, no JSON, an integer of 5,000 digits
-        if not complete:
+        return parse_object(line)
+    except Malformed as error:
+        if not complete and error.category in ("not JSON", "not UTF-8"):
             detail = "the last line breaks off, so the file looks truncated (an interrupted download?)"
             raise BadLine("truncated", detail) from None
-        if isinstance(error, UnicodeDecodeError):
-            raise BadLine("not UTF-8", f"not UTF-8 at byte {error.start} of the line; save it as UTF-8") from None
-        raise BadLine("not JSON", f"not JSON: {error}") from None
-    if not isinstance(row, dict):
-        raise BadLine("wrong type", f"the line is a JSON {_json_type(row)}, it must be an object")
-    # JSON can spell half of a surrogate pair (\ud83d), which no tokenizer can encode; only such lines need the check.
-    if b"\\u" in line:
-        try:
-            json.dumps(row, ensure_ascii=False).encode("utf-8")
-        except UnicodeEncodeError:
-            raise BadLine("lone surrogate", "a \\uD8xx escape is only half of a character") from None
-        except RecursionError:
-            raise BadLine("not JSON", "nested too deeply") from None
-    return row
-
-
-def _object(pairs: list[tuple[str, object]]) -> dict:
-    """A JSON object. Raises BadLine where a key occurs twice: Python would silently take the last."""
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise BadLine("key twice", f"the key {_shown(twice)} occurs twice in one object")
-    return row
+        raise BadLine(error.category, str(error)) from None
 
 
 def _record(row: dict, kind: str) -> Record:
     """What a row of ours holds. Raises BadLine, naming the format where the row is another project's or stage's."""
     try:
         return VALIDATORS[kind](row)
-    except BadLine as error:
-        if isinstance(error, UselessLine) or (other := foreign_row(row, kind)) is None:
-            raise
+    except UselessLine:
+        raise
+    except Malformed as error:
+        if (other := foreign_row(row, kind)) is None:
+            raise BadLine(error.category, str(error)) from None
         name, remedy = other
         raise BadLine(name, f"{error}: this is {name}", remedy) from None
 
 
 def _field(row: dict, key: str, expected: type) -> object:
     if key not in row:
-        has = ", ".join(_shown(name) for name in list(row)[:8]) or "no key"
+        has = ", ".join(shown(name) for name in list(row)[:8]) or "no key"
         raise BadLine(f'no "{key}"', f'the key "{key}" is missing; the line has {has}')
     if not isinstance(row[key], expected):
         wanted = {str: "a string", list: "an array"}[expected]
-        raise BadLine("wrong type", f'"{key}" is a JSON {_json_type(row[key])}, it must be {wanted}')
+        raise BadLine("wrong type", f'"{key}" is a JSON {json_type(row[key])}, it must be {wanted}')
     return row[key]
 
 
@@ -300,23 +274,14 @@ def _prompts(messages: list[Message]) -> list[str]:
 
 
 def _messages(row: dict, key: str) -> list[Message]:
-    """A conversation with known roles that ends with a non-empty answer."""
+    """A conversation that can be rendered, and ends with a non-empty answer."""
     messages = _field(row, key, list)
-    if not messages:
-        raise BadLine("empty", f'"{key}" has no message')
+    check_messages(messages, f'"{key}"')
     for number, message in enumerate(messages, start=1):
-        if not isinstance(message, dict):
-            raise BadLine("wrong type", f'message {number} of "{key}" is a JSON {_json_type(message)}, not an object')
-        role = message.get("role")
-        if role not in ROLES:
-            raise BadLine(
-                "unknown role", f'message {number} of "{key}" has role {_shown(role)}; known: {", ".join(ROLES)}'
-            )
-        has_more = message.get("tool_calls") or message.get("reasoning_content")
-        if message.get("content") is None and has_more:
+        if message.get("content") is None:
             message["content"] = ""  # OpenAI's spelling of an answer that only calls tools, or only thinks
-        content = _field(message, "content", str)
-        if role == "assistant" and not content.strip() and not has_more:
+        has_more = message.get("tool_calls") or message.get("reasoning_content")
+        if message["role"] == "assistant" and not message["content"].strip() and not has_more:
             raise BadLine(
                 "empty answer",
                 f'message {number} of "{key}" (assistant) has neither content nor tool_calls nor reasoning_content',
@@ -327,14 +292,4 @@ def _messages(row: dict, key: str) -> list[Message]:
     return messages
 
 
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:60] + "..."
-
-
 VALIDATORS = {"text": _text, "chat": _chat, "preference": _preference}
-
-
-def _json_type(value: object) -> str:
-    names = {dict: "object", list: "array", str: "string", bool: "boolean", int: "number", float: "number"}
-    return names.get(type(value), "null")

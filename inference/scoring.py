@@ -6,7 +6,6 @@ where earlier turns, `answers` and `category` are optional. A question that the 
 `"unanswerable": true` instead of answers: right is then a reply that admits it, by one of REFUSALS.
 """
 
-import json
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -16,9 +15,10 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from common.jsonl import parse_object, strip_line
 from inference.generation import generate
 from inference.sampling import SamplingParams
-from model.chat_format import ChatFormat, Message, check_messages, check_text
+from model.chat_format import ChatFormat, Message, check_messages
 
 # What a reply says that admits ignorance; compared after `normalize`.
 REFUSALS = ("我不知道", "i don't know", "i do not know")
@@ -52,11 +52,8 @@ def read_questions(path: str | Path) -> list[Question]:
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             try:
-                text = line.decode("utf-8-sig")
-                if text.strip():
-                    questions.append(parse_question(text))
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{path}, line {number} is not UTF-8 text: save the file as UTF-8") from error
+                if line := strip_line(line):
+                    questions.append(parse_question(line))
             except ValueError as error:
                 raise ValueError(f"{path}, line {number}: {error}") from error
     if not questions:
@@ -64,22 +61,13 @@ def read_questions(path: str | Path) -> list[Question]:
     return questions
 
 
-def parse_question(line: str) -> Question:
+def parse_question(line: bytes) -> Question:
     """A line of a question file; ValueError says what is wrong with it."""
-    try:
-        record = json.loads(line)
-    except RecursionError as error:
-        raise ValueError("its brackets are nested too deeply") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"it is no JSON: {error}") from error
-    except ValueError as error:  # Python's limit for reading integers
-        raise ValueError("it holds a number of too many digits: write it as a string") from error
-    if not isinstance(record, dict) or not isinstance(record.get("conversations"), list):
+    record = parse_object(line)
+    messages = record.get("conversations")
+    if not isinstance(messages, list):
         raise ValueError("the line must be an object with a list 'conversations'")
-    messages = record["conversations"]
-    check_messages(messages)
-    for message in messages:
-        check_text(message["content"] or "")
+    check_messages(messages, "'conversations'")
     if messages[-1]["role"] != "user" or not messages[-1]["content"]:
         raise ValueError(f"the last message is of role {messages[-1]['role']!r}: it must be a user's, with content")
     category = str(record.get("category", ""))

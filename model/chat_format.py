@@ -33,6 +33,8 @@ import numpy as np
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from common.jsonl import Malformed, json_type, shown
+
 Message = dict[str, Any]
 """`role` and `content`; a system message may hold `tools`, an assistant's `tool_calls` and `reasoning_content`.
 
@@ -93,10 +95,7 @@ class ChatFormat:
         Raises ValueError for an empty conversation, an unknown role, or content that is not text.
         """
         for i, messages in enumerate(conversations):
-            try:
-                check_messages(messages)
-            except ValueError as error:
-                raise ValueError(f"conversation {i} of this batch: {error}") from error
+            check_messages(messages, f"conversation {i} of this batch")
         # All text of all conversations goes to the tokenizer at once: it works on many texts in parallel.
         rendered, texts = [], []
         for messages in conversations:
@@ -230,30 +229,37 @@ class ChatFormat:
         return joined
 
 
-def check_messages(messages: list[Message]) -> None:
-    """Raises ValueError, saying which message and why, unless the messages can be rendered."""
+def check_messages(messages: list[Message], name: str = "the conversation") -> None:
+    """Raises Malformed, saying which message of `name` and why, unless the messages can be rendered."""
     if not messages:
-        raise ValueError("the conversation is empty: it needs at least one message with role and content")
-    for i, message in enumerate(messages):
+        raise Malformed("empty", f"{name} is empty: it needs at least one message with role and content")
+    for number, message in enumerate(messages, start=1):
+        where = f"message {number} of {name}"
         if not isinstance(message, dict):
-            raise ValueError(f"message {i} is a {type(message).__name__}: it must be an object with role and content")
+            found = json_type(message)
+            raise Malformed("wrong type", f"{where} is a JSON {found}: it must be an object with role and content")
         role, content = message.get("role"), message.get("content")
         if role not in ROLES:
-            raise ValueError(f"message {i} has the unknown role {role!r}: use one of {', '.join(ROLES)}")
+            raise Malformed("unknown role", f"{where} has the role {shown(role)}: use one of {', '.join(ROLES)}")
         may_be_absent = message.get("tool_calls") or message.get("reasoning_content")
         if not isinstance(content, str) and not (content is None and may_be_absent):
-            raise ValueError(f"message {i} ({role}) has content of type {type(content).__name__}: it must be a string")
+            found = json_type(content)
+            raise Malformed("wrong type", f'{where} ({role}): "content" is a JSON {found}, it must be a string')
         for key, owner in _OWNERS.items():
             if message.get(key) and role != owner:
-                raise ValueError(f"message {i} ({role}) has {key}, which only the role {owner} may have: move it there")
+                raise Malformed(
+                    "wrong role", f"{where} ({role}) has {key}, which only the role {owner} may have: move it there"
+                )
         if not isinstance(message.get("reasoning_content") or "", str):
-            raise ValueError(f"message {i} ({role}) has reasoning_content that is no string")
+            raise Malformed("wrong type", f"{where} ({role}) has reasoning_content that is no string")
         _json_list(message, "tools")
         for call in _json_list(message, "tool_calls"):
             # Only objects may have OpenAI's wrapping: JSON text is rendered as it is.
             function = call if isinstance(message["tool_calls"], str) else call.get("function") or call
             if not isinstance(function, dict) or not {"name", "arguments"} <= function.keys():
-                raise ValueError(f"message {i} ({role}): a tool call needs name and arguments, this one is {call}")
+                raise Malformed(
+                    "tool call", f"{where} ({role}): a tool call needs name and arguments, this one is {shown(call)}"
+                )
 
 
 def check_text(text: str) -> None:
@@ -292,9 +298,9 @@ def _json_list(message: Message, key: str) -> list[dict]:
         try:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:  # no JSON, nested too deeply, or an integer of 5,000 digits
-            raise ValueError(f"{key} is not valid JSON: {error}") from error
+            raise Malformed("tool call", f"{key} is not valid JSON: {error}") from error
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-        raise ValueError(f"{key} must be a list of objects, or the same as JSON text")
+        raise Malformed("tool call", f"{key} must be a list of objects, or the same as JSON text")
     return value
 
 

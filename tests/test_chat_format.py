@@ -60,7 +60,7 @@ def test_roles_count_by_name_not_by_position():
 @pytest.mark.parametrize("role", ["bot", "", None, "USER", ["user"]])
 def test_unknown_role_is_refused(role):
     """upstream D2: the template dropped unknown roles without a word."""
-    with pytest.raises(ValueError, match="message 1 .*unknown role"):
+    with pytest.raises(ValueError, match="message 2 of .* has the role"):
         encode([user("x"), {"role": role, "content": "y"}])
     if isinstance(role, str):
         with pytest.raises(Exception, match="Unknown role"):
@@ -71,8 +71,8 @@ def test_unknown_role_is_refused(role):
     ("messages", "problem"),
     [
         ([], "empty"),
-        ([{"role": "user"}], "NoneType"),
-        ([user(["a"])], "type list"),
+        ([{"role": "user"}], "JSON null"),
+        ([user(["a"])], "JSON array"),
         ([user("x", tools="[]x")], "only the role system"),
         ([system("x", tools="[{]")], "not valid JSON"),
         ([system("x", tools="3")], "list of objects"),
@@ -90,7 +90,7 @@ def test_bad_messages_are_refused(messages, problem):
 
 
 def test_an_error_names_the_conversation():
-    with pytest.raises(ValueError, match="conversation 1 of this batch: message 0"):
+    with pytest.raises(ValueError, match="message 1 of conversation 1 of this batch"):
         chat_format.encode_conversations([[user("x")], [{"role": "bot", "content": "x"}]])
 
 

@@ -192,7 +192,7 @@ def test_follows_reasoning_format(text, follows):
 
 def test_score_report_says_how_many_replies_follow_the_format():
     line = json.dumps({"conversations": [{"role": "user", "content": "3+8=？"}], "answer": "11支"})
-    questions = [parse_question(line)] * 3
+    questions = [parse_question(line.encode())] * 3
     report = score_report(questions, [THINKING, "11支", "<think>11支"]).splitlines()
     assert report[-2:] == ["tags obeyed: 33.3 %", "held-out score: 100.0 %"]
     assert not any("tags" in line for line in score_report(questions, ["11支"] * 3).splitlines())

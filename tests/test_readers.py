@@ -21,6 +21,7 @@ from dataset.formats import foreign_file
 from dataset.readers import DataError, ReadReport, read_records
 from dataset.token_cache import open_token_cache
 from dataset.tokenizing import encoded_chunks
+from model.chat_format import ROLES
 
 USER = {"role": "user", "content": "你好"}
 ANSWER = {"role": "assistant", "content": "你好！"}
@@ -91,7 +92,7 @@ BAD_LINES = [
     ("text", b'{"text": "a", "text": "b"}', "the key 'text' occurs twice"),
     ("text", b'{"text": "a", "n": ' + b"7" * 5000 + b"}", "not JSON: .*digits"),
     ("chat", b'{"text": "a"}', '"conversations" is missing'),
-    ("chat", b'{"conversations": []}', "has no message"),
+    ("chat", b'{"conversations": []}', '"conversations" is empty'),
     ("chat", b'{"conversations": "a"}', "JSON string, it must be an array"),
     ("chat", b'{"conversations": ["a"]}', "message 1 .* JSON string"),
     ("chat", b'{"conversations": [{"role": "bot", "content": "a"}]}', "role 'bot'"),
@@ -100,7 +101,7 @@ BAD_LINES = [
     ("chat", b'{"conversations": [{"role": "assistant", "content": ""}]}', "neither content nor tool_calls"),
     ("chat", b'{"conversations": [{"role": "assistant", "content": null}]}', '"content" is a JSON null'),
     ("preference", b'{"chosen": [{"role": "assistant", "content": "a"}]}', '"rejected" is missing'),
-    ("preference", b'{"chosen": [{"role": "assistant", "content": "a"}], "rejected": []}', '"rejected" has no message'),
+    ("preference", b'{"chosen": [{"role": "assistant", "content": "a"}], "rejected": []}', '"rejected" is empty'),
 ]
 
 
@@ -316,7 +317,7 @@ def test_equal_and_unlike_pairs_are_told(write_jsonl):
 KEYS = ["text", "conversations", "chosen", "rejected", "role", "content", "tools", "tool_calls", "reasoning_content",
         "function", "name", "arguments", "messages", "instruction", "output", "from", "value"]  # fmt: skip
 LEAVES = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), st.sampled_from(["", " ", "你好", "</s>", *readers.ROLES]),
+    st.none(), st.booleans(), st.integers(), st.floats(), st.sampled_from(["", " ", "你好", "</s>", *ROLES]),
     st.text(max_size=5), st.sampled_from(["[]", "[{}]", "[" * 5000, '[{"function": "f"}]', "9" * 5000]),
 )  # fmt: skip
 VALUES = st.recursive(
@@ -325,7 +326,7 @@ VALUES = st.recursive(
     max_leaves=12,
 )
 MESSAGE = st.fixed_dictionaries(
-    {"role": st.sampled_from([*readers.ROLES, "bot", None, []]), "content": LEAVES},
+    {"role": st.sampled_from([*ROLES, "bot", None, []]), "content": LEAVES},
     optional={key: VALUES for key in ("tools", "tool_calls", "reasoning_content")},
 )
 MESSAGES = st.lists(MESSAGE, max_size=3).map(lambda messages: [*messages, ANSWER]) | VALUES

@@ -101,8 +101,11 @@ def test_an_unanswerable_question_has_no_answers(tmp_path):
         (line(answers=5), "'answers'"),
         (line(conversations=["x"]), "object with role and content"),
         (line(conversations=[{"role": "user", "content": None}]), "content"),
-        (line(conversations=[{"role": "user", "content": "\ud800"}]).replace("\ud800", "\\ud800"), "surrogate"),
-        (line(answer="x").replace('"x"', "7" * 6000), "a number of too many digits"),
+        (
+            line(conversations=[{"role": "user", "content": "\ud800"}]).replace("\ud800", "\\ud800"),
+            "half of a character",
+        ),
+        (line(answer="x").replace('"x"', "7" * 6000), "digits"),
         ("[" * 100_000, "nested too deeply"),
         (line(conversations=[]), "empty"),
         (line(conversations=[{"role": "robot", "content": "x"}]), "robot"),
@@ -121,7 +124,7 @@ def test_missing_and_empty_files_are_errors(tmp_path):
     with pytest.raises(FileNotFoundError):
         read_questions(tmp_path / "none.jsonl")
     (tmp_path / "wide.jsonl").write_text(line(), encoding="utf-16")
-    with pytest.raises(ValueError, match="wide.jsonl, line 1 is not UTF-8 text: save the file as UTF-8"):
+    with pytest.raises(ValueError, match="wide.jsonl, line 1: the line holds NUL bytes: the file is no UTF-8 text"):
         read_questions(tmp_path / "wide.jsonl")
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(ValueError, match="no questions"):
