@@ -58,12 +58,21 @@ def chunks(count: int) -> list[slice]:
     return [slice(start, start + CHUNK) for start in range(0, count, CHUNK)]
 
 
+def sum_per_row(values: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    """(B,): the sum over each row of a number per supervised token, (N,).
+
+    The numbers first take their places in a table (B, T) of zeros. Every place occurs once, so that is deterministic on
+    every device, which adding up by row would not be; and torch.bincount would make the host wait for the device to
+    learn how long its result is.
+    """
+    rows, width = batch["input_ids"].shape  # rows 2, width 4, positions 1 2 6, values a b c:
+    table = values.new_zeros(rows * width).scatter(0, batch["positions"], values)  # 0 a b 0  0 0 c 0
+    return table.view(rows, width).sum(1)  # a + b, c
+
+
 def supervised_per_row(batch: dict[str, Tensor]) -> Tensor:
     """(B,) int64: how many supervised tokens each row of the batch holds."""
-    rows, width = batch["input_ids"].shape
-    positions = batch["positions"]
-    # torch.bincount would make the host wait for the device to learn how long its result is.
-    return positions.new_zeros(rows * width).scatter(0, positions, 1).view(rows, width).sum(1)
+    return sum_per_row(torch.ones_like(batch["positions"]), batch)
 
 
 def answer_logprobs(logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
@@ -71,10 +80,7 @@ def answer_logprobs(logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
 
     Args: logits: (N, V) at the supervised positions.
     """
-    rows, width = batch["input_ids"].shape
-    logp = -token_nll(logits, batch["targets"])
-    # Every position occurs once, so this is deterministic on every device, which adding up by row would not be.
-    return logp.new_zeros(rows * width).scatter(0, batch["positions"], logp).view(rows, width).sum(1)
+    return sum_per_row(-token_nll(logits, batch["targets"]), batch)
 
 
 def balance_loss(aux_loss: Tensor, batch: dict[str, Tensor]) -> Tensor:
