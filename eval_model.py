@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from common.device import DTYPES, choose_device
+from common.device import DTYPES, choose_device, fast_dtype
 from common.flags import BriefParser, add_bool_flag, non_empty, real, whole
 from inference.sampling import PENALTIES, TEMPERATURES, SamplingParams
 from inference.scoring import answer_questions, read_questions, score_report
@@ -216,7 +216,7 @@ def load(args: argparse.Namespace) -> tuple[PreTrainedModel, PreTrainedTokenizer
         model, tokenizer = load_directory(args.transformers_dir)
     dtype = DTYPES.get(args.dtype, torch.float32)
     if args.dtype == "auto" and device.type == "cuda":
-        dtype = torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+        dtype = fast_dtype(device)
     # On a CPU auto means float32: for one row at a time PyTorch's bfloat16 matrix products are no faster there.
     return model.to(device, dtype).eval(), tokenizer
 

@@ -28,19 +28,32 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
-    """The autocast dtype that the device is fast at, and a remark when it is not the one asked for ('' otherwise).
+    """The autocast dtype of training, and a remark when it is not the one asked for ('' otherwise).
 
-    A CPU without AVX512-BF16 or AMX emulates bfloat16 tens of times slower than float32 (pytorch#146508); a GPU older
-    than Ampere has no bfloat16 units; MPS and CPU have no loss scaling for float16.
+    bfloat16 only where the device is fast at it; MPS and CPU have no loss scaling for float16.
     """
     if name == "bfloat16":
-        if device.type == "cpu" and not cpu_has_fast_bfloat16():
-            return torch.float32, "this CPU has no bfloat16 instructions: training in float32"
-        if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
-            return torch.float16, "this GPU has no bfloat16 units: training in float16 with loss scaling"
+        fast = fast_dtype(device)
+        if fast == torch.float32:
+            return fast, "this CPU has no bfloat16 instructions: training in float32"
+        if fast == torch.float16:
+            return fast, "this GPU has no bfloat16 units: training in float16 with loss scaling"
     if name == "float16" and device.type != "cuda":
         return torch.float32, f"float16 training needs a CUDA device, not {device.type}: training in float32"
     return DTYPES[name], ""
+
+
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """The type of two bytes for which the device has hardware; float32 where there is none.
+
+    A CPU without AVX512-BF16 or AMX emulates bfloat16 tens of times slower than float32 (pytorch#146508); a GPU older
+    than Ampere has no bfloat16 units, but float16.
+    """
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+    if device.type == "cpu" and not cpu_has_fast_bfloat16():
+        return torch.float32
+    return torch.bfloat16
 
 
 def cpu_has_fast_bfloat16() -> bool:
