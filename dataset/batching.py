@@ -218,6 +218,16 @@ def _heldout(documents: np.ndarray, share: float, seed: int) -> np.ndarray:
     return is_chosen[documents]
 
 
+def at_least_longest(tokens_per_batch: int, lengths: np.ndarray) -> int:
+    """`tokens_per_batch`, or what the longest sequence takes with its padding, if that is more."""
+    return max(tokens_per_batch, int(lengths.max()) + 15)  # padding adds 7 at most; 15 keeps plans as they were
+
+
+def tokens_per_batch(batch_size: int, lengths: np.ndarray) -> int:
+    """Positions in a micro-batch: `batch_size` rows of mean length, and at least one of the longest."""
+    return at_least_longest(round(batch_size * float(lengths.mean())), lengths)
+
+
 def plan_batches(lengths: np.ndarray, tokens_per_batch: int, seed: int, epoch: int) -> list[np.ndarray]:
     """The batches of one epoch, in random order: arrays of ids that index `lengths` (N,).
 

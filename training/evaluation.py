@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from dataset.batching import plan_batches
+from dataset.batching import at_least_longest, plan_batches
 from inference.generation import generate
 from inference.sampling import SamplingParams
 from model.chat_format import ChatFormat
@@ -46,7 +46,7 @@ class Evaluation:
         token_bytes = torch.from_numpy(ChatFormat(self.tokenizer).token_bytes())
         names, rows = [], []
         model.eval()
-        budget = max(tokens_per_batch, int(self.heldout.lengths.max()) + 15)
+        budget = at_least_longest(tokens_per_batch, self.heldout.lengths)
         collate = run.pinned(self.heldout.collate)
         for ids in plan_batches(self.heldout.lengths, budget, seed=0, epoch=0)[run.rank :: run.world_size]:
             batch = collate(ids)
