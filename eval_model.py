@@ -29,7 +29,8 @@ from inference.scoring import answer_questions, read_questions, score_report
 from inference.session import Session
 from inference.terminal import LineReader
 from model.adapters import lora_path, read_lora, saved_adapters
-from model.loading import MODEL_MODES, count_parameters, load_directory, load_model, load_tokenizer
+from model.folders import load_directory
+from model.loading import MODEL_MODES, count_parameters, load_model, load_tokenizer
 from model.model_flags import TRAINING_FIELDS, add_model_flags, parse_rope_scaling, settle_model
 
 PRETRAIN_PROMPTS = (

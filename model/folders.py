@@ -15,13 +15,15 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from common.tensor_files import UnreadableFile, read_torch_file
+from common.tensor_files import UnreadableFile, check_checksums, first_line, read_torch_file
 
 from .architectures import ARCHITECTURES, LAYOUT_OF, from_transformers, to_transformers
 from .layouts import LAYOUTS, Layout, from_ours, recognise, to_ours
 from .LMConfig import LMConfig, config_fields
+from .loading import check_finite, fill, load_tokenizer
+from .model import MiniMindForCausalLM
 
 
 def read_folder(path: str | Path) -> tuple[LMConfig, dict[str, Tensor]]:
@@ -44,6 +46,53 @@ def read_folder(path: str | Path) -> tuple[LMConfig, dict[str, Tensor]]:
         return config, to_ours(tensors, layout, config.head_dim)
     except (ValueError, KeyError) as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def load_directory(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal model and its tokenizer from a folder in the format of transformers. Runs no code from there.
+
+    A MiniMind of any age becomes a MiniMindForCausalLM, everything else what transformers makes of it.
+
+    Raises:
+        FileNotFoundError: the folder holds no config.json, no weights or no tokenizer.
+        ValueError: its weights are damaged, hold NaN, or are not those of the model that config.json describes.
+    """
+    path = Path(path)
+    if _read_json(path / "config.json").get("model_type") == LMConfig.model_type:
+        config, tensors = read_folder(path)
+        model = MiniMindForCausalLM(config)
+        fill(model, tensors, path, make_with=None)
+        return model.eval(), load_tokenizer(path)
+    try:
+        for file in path.glob("*.bin"):
+            check_checksums(file)
+        # Sizes that differ are told below, in one message with names that differ.
+        model, found = AutoModelForCausalLM.from_pretrained(
+            path,
+            local_files_only=True,
+            trust_remote_code=False,  # without it, transformers asks at the terminal whether to run the folder's code
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    except Exception as error:  # of transformers, and of the packages that a config.json may ask for
+        raise ValueError(f"{path} cannot be read ({type(error).__name__}: {first_line(error)})") from error
+    if any(found.values()):
+        raise ValueError(_misfit(path, type(model).__name__, found))
+    check_finite(path, model.state_dict(), make_with=None)
+    return model, load_tokenizer(path)
+
+
+def _misfit(path: Path, architecture: str, found: dict[str, set]) -> str:
+    """What transformers filled with random numbers, left out, or would not take, in one message.
+
+    A tied output matrix and the tables that old files keep of rotary positions are not among it.
+    """
+    missing, unexpected = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
+    sizes = [f"{name} is {tuple(has)}, not {tuple(wants)}" for name, has, wants in sorted(found["mismatched_keys"])]
+    kinds = {"missing": missing, "not expected": unexpected, "of another size": sizes}
+    parts = [f"{len(names)} {kind} ({', '.join(names[:2])})" for kind, names in kinds.items() if names]
+    remedy = "take config.json and weights from the same release, or save the model again with save_pretrained"
+    return f"{path} does not fit its config.json, a {architecture}: {'; '.join(parts or found['error_msgs'])}. {remedy}"
 
 
 def config_of_any_age(fields: dict, tensors: dict[str, Tensor], layout: Layout) -> LMConfig:
@@ -167,7 +216,10 @@ def _named_in_index(path: Path, suffix: str) -> set[str]:
 
 def _read_json(path: Path) -> dict:
     if not path.is_file():
-        raise FileNotFoundError(f"{path} not found: a model folder in the format of transformers is needed here")
+        raise FileNotFoundError(
+            f"{path} not found: a model folder in the format of transformers is needed here. The .pth files of this "
+            "project are read with --load 0 (eval_model.py) or by their stage's name (training)"
+        )
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""Weight files and model directories: names, places, strict loading."""
+"""Weight files: names, places, strict loading; and the tokenizer."""
 
 import contextlib
 import shlex
@@ -6,13 +6,12 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from common.tensor_files import (
     UNREADABLE,
     UnreadableFile,
     atomic_save,
-    check_checksums,
     first_line,
     nonfinite,
     read_torch_file,
@@ -93,11 +92,17 @@ def load_weights(model: nn.Module, path: str | Path, make_with: str | None = Non
     make_with = make_with or _make_command(path, model.config)
     if not path.is_file() and (others := _of_other_sizes(path, model.config)):
         raise FileNotFoundError(f"{path} not found, but\n  {others}" + (f"\nor run `{make_with}`" if make_with else ""))
-    state_dict, expected = read_state_dict(path, make_with), model.state_dict()
+    state_dict = read_state_dict(path, make_with)
     try:
         state_dict = to_ours(state_dict, recognise(state_dict), model.config.head_dim)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    fill(model, state_dict, path, make_with)
+
+
+def fill(model: nn.Module, state_dict: dict[str, torch.Tensor], path: Path, make_with: str | None) -> None:
+    """Put tensors in our layout, which were read from `path`, into `model`; raises ValueError unless they all fit."""
+    expected = model.state_dict()
     if state_dict.keys() != expected.keys() or any(state_dict[name].shape != expected[name].shape for name in expected):
         raise ValueError(_difference(path, state_dict, expected))
     if other := [name for name in state_dict if not state_dict[name].is_floating_point()]:
@@ -133,56 +138,6 @@ def load_tokenizer(path: str | Path = TOKENIZER_DIR) -> PreTrainedTokenizerBase:
         raise ValueError(
             f"the tokenizer in {path} is damaged: copy it again ({type(error).__name__}: {first_line(error)})"
         ) from error
-
-
-def load_directory(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal model and its tokenizer from a directory in the format of transformers. Runs no code from there.
-
-    Raises:
-        FileNotFoundError: the directory holds no config.json or no tokenizer.
-        ValueError: its weights are damaged, hold NaN, or are not those of the model that config.json describes.
-    """
-    path = Path(path)
-    if not (path / "config.json").is_file():
-        raise FileNotFoundError(
-            f"{path} holds no config.json: a model directory in the format of transformers is needed here. The .pth "
-            "files of this project are read with --load 0 (eval_model.py) or by their stage's name (training)"
-        )
-    AutoConfig.register(LMConfig.model_type, LMConfig, exist_ok=True)
-    AutoModelForCausalLM.register(LMConfig, MiniMindForCausalLM, exist_ok=True)
-    try:
-        for file in path.glob("*.bin"):
-            check_checksums(file)
-        # Sizes that differ are told below, in one message with names that differ.
-        model, found = AutoModelForCausalLM.from_pretrained(
-            path,
-            local_files_only=True,
-            trust_remote_code=False,  # without it, transformers asks at the terminal whether to run the folder's code
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-        )
-    except Exception as error:  # of transformers, and of the packages that a config.json may ask for
-        raise ValueError(f"{path} cannot be read ({type(error).__name__}: {first_line(error)})") from error
-    if any(found.values()):
-        raise ValueError(_misfit(path, type(model).__name__, found))
-    check_finite(path, model.state_dict(), make_with=None)
-    return model, load_tokenizer(path)
-
-
-def _misfit(path: Path, architecture: str, found: dict[str, set]) -> str:
-    """What transformers filled with random numbers, left out, or would not take, in one message.
-
-    A tied output matrix and the tables that old files keep of rotary positions are not among it.
-    """
-    missing, unexpected = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
-    sizes = [f"{name} is {tuple(has)}, not {tuple(wants)}" for name, has, wants in sorted(found["mismatched_keys"])]
-    kinds = {"missing": missing, "not expected": unexpected, "of another size": sizes}
-    parts = [f"{len(names)} {kind} ({', '.join(names[:2])})" for kind, names in kinds.items() if names]
-    if architecture == MiniMindForCausalLM.__name__ and unexpected:
-        remedy = "these are names of another MiniMind, unread here: take a release with the names of Llama"
-    else:
-        remedy = "take config.json and weights from the same release, or save the model again with save_pretrained"
-    return f"{path} does not fit its config.json, a {architecture}: {'; '.join(parts or found['error_msgs'])}. {remedy}"
 
 
 def _make_command(path: Path, config: LMConfig) -> str | None:

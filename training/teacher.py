@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from model.folders import load_directory
 from model.LMConfig import LMConfig, config_fields
-from model.loading import load_directory
 from model.model import MiniMindForCausalLM
 from model.moe import Experts
 
