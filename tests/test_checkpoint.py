@@ -212,7 +212,7 @@ def test_another_model_or_other_data_is_refused(trained, capsys):
     for resume in ("True", "auto"):
         with pytest.raises(SystemExit):
             toy_train(out, "--resume", resume, model=toy_model(n_layers=1, dropout=0.1))
-        assert "'n_layers': 2" in capsys.readouterr().err, "auto does not start another model over this one"
+        assert "n_layers: 2 then, 1 now" in capsys.readouterr().err, "auto does not start another model over this one"
     assert {path: path.read_bytes() for path in out.rglob("*.p*t*")} == before
 
 
