@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from benchmarks.machine import describe_machine
 from benchmarks.rounds import Step, add_timing_flags, print_rates, time_rounds
 from common.device import DTYPES, choose_device
-from common.memory import keep_freed_memory
+from common.memory import keep_fewer_kernels, keep_freed_memory
 from model.LMConfig import LMConfig
 from model.model import FeedForward, MiniMindForCausalLM
 from model.moe import MoEFeedForward
@@ -100,6 +100,7 @@ def main(argv=None):
     device = choose_device(args.device)
     if device.type == "cpu":
         keep_freed_memory()  # as in a run, and for all arms
+        keep_fewer_kernels()
     shape, positions = (args.batch_size, args.seq_len), args.batch_size * args.seq_len
     tokens = torch.randint(16, 6400, (2, *shape), generator=torch.Generator().manual_seed(0))
     lengths, places = torch.full((args.batch_size,), args.seq_len), torch.arange(positions)

@@ -1,13 +1,18 @@
 """Memory: estimated before it is taken, refused where it cannot fit, and bounded while a run on a CPU keeps it."""
 
+import os
+import platform
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from toy import toy_args, toy_model, toy_run, toy_sequences, toy_train
 
-from common.memory import container_limits, machine_memory
+from common.device import cpu_has_fast_bfloat16
+from common.memory import KERNELS, container_limits, keep_fewer_kernels, machine_memory
 from model.LMConfig import LMConfig
 from model.loading import count_parameters
 from model.model import MiniMindForCausalLM
@@ -129,6 +134,47 @@ def test_live_peak_counts_what_is_alive_at_once():
 
 
 # While it runs
+
+
+MANY_SHAPES = """
+import sys
+from training.processes import distributed_run
+from common import memory
+if sys.argv[1] == "few":
+    memory.KERNELS = 4
+    memory.keep_fewer_kernels()
+import torch
+weight = torch.zeros(64, 64, dtype=torch.bfloat16)
+for rows in range(8, 1608, 8):
+    torch.zeros(rows, 64, dtype=torch.bfloat16) @ weight
+memory.give_back_free_memory()
+print(memory.heap_memory())
+"""
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() != "x86_64" or not cpu_has_fast_bfloat16(),
+    reason="only there a matrix product in bfloat16 is known to be compiled for each shape",
+)
+def test_matrix_products_of_many_shapes_are_not_all_kept():
+    """Nothing that is imported may have made oneDNN read its limit before it is set."""
+    ours = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+    environment = {name: value for name, value in os.environ.items() if name not in ours}
+    few, all_of_them = (
+        int(
+            subprocess.run(
+                [sys.executable, "-c", MANY_SHAPES, how], env=environment, capture_output=True, check=True
+            ).stdout
+        )
+        for how in ("few", "all")
+    )
+    assert few < all_of_them - 50e6
+
+
+def test_what_the_user_says_about_kernels_stays(monkeypatch):
+    monkeypatch.setattr(os, "environ", {"LRU_CACHE_CAPACITY": "7"})
+    keep_fewer_kernels()
+    assert os.environ == {"LRU_CACHE_CAPACITY": "7", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": str(KERNELS)}
 
 
 def test_freed_memory_is_given_back_when_it_grows(monkeypatch):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from common.memory import give_back_free_memory, heap_memory, machine_memory, resident_memory
+from common.memory import KERNELS, give_back_free_memory, heap_memory, machine_memory, resident_memory
 from model.LMConfig import LMConfig
 from model.loading import count_parameters
 from model.model import MiniMindForCausalLM
@@ -26,7 +26,7 @@ from .checkpoint import random_state, set_random_state
 PER_WEIGHT = 16  # float32: a trained weight, its gradient, and AdamW's two moments
 GROWTH = 1.2  # how much more than the run needs may stay with the process between steps
 PROBE = 1024  # positions of the smaller of two probes: more than a loss works through at once
-KERNELS = 290_000_000  # oneDNN's matrix products in bfloat16, compiled for each shape: 1,024 are kept, 0.28 MB each
+KERNEL_SIZE = 900_000  # a compiled matrix product of bfloat16 and its description, measured
 
 
 # Before anything is allocated
@@ -81,7 +81,7 @@ def memory_report(run, args, model: nn.Module, loss_fn, units, budget: int) -> t
     if run.device.type == "cpu":
         give_back_free_memory()
         process, saving = resident_memory(), weights + 2 * trained
-        kernels = KERNELS if run.dtype == torch.bfloat16 else 0
+        kernels = KERNELS * KERNEL_SIZE if run.dtype == torch.bfloat16 else 0
         heap = heap_memory() + needed + saving + kernels
         needed += process + saving + kernels
         kept = (GROWTH - 1) * needed

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from common.device import choose_device, choose_dtype
 from common.files import locked
 from common.flags import plain_errors, plain_message
-from common.memory import keep_freed_memory
+from common.memory import keep_fewer_kernels, keep_freed_memory
 from common.output import make_output_last
 
 from .cli import config_from
@@ -161,6 +161,7 @@ def distributed_run(args) -> Iterator[Run]:
             check_config(args, device)
     if device.type == "cpu":
         keep_freed_memory()
+        keep_fewer_kernels()
     dtype, remark = choose_dtype(args.dtype, device)
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     run = Run(device, dtype, rank, world_size, int(os.environ.get("LOCAL_RANK", 0)))
