@@ -35,7 +35,7 @@ from sample_data.unknown_questions import REFUSALS
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.flags import BriefParser, non_empty, whole  # noqa: E402
+from common.flags import BriefParser, non_empty, plain_errors, whole  # noqa: E402
 
 PERSONA_REFUSALS = 120
 
@@ -106,15 +106,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     out_dir = Path(args.out_dir)
-    try:
+    with plain_errors():
         out_dir.mkdir(parents=True, exist_ok=True)
         for name, rows in make_files(args.seed).items():
             path = out_dir / name
             text = "".join(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n" for row in rows)
             path.write_text(text, encoding="utf-8", newline="\n")
             print(f"{path}: {len(rows)} rows, {len(text.encode()) / 1000:.0f} KB")
-    except OSError as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

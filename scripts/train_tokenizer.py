@@ -30,7 +30,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.flags import BriefParser, non_empty, real, whole  # noqa: E402
+from common.flags import BriefParser, non_empty, plain_errors, real, whole  # noqa: E402
 from model.chat_format import CONTROL_TOKENS, RESERVED_TOKENS, SPECIAL_TOKENS, ChatFormat, check_text  # noqa: E402
 from model.loading import TOKENIZER_DIR  # noqa: E402
 
@@ -241,48 +241,25 @@ def report(
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = BriefParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, check=find_problems)
     add = parser.add_argument
-    default = ["./dataset/pretrain_hq.jsonl"]
     add(
-        "--data_path",
-        nargs="+",
-        type=non_empty,
-        default=default,
-        metavar="FILE",
+        "--data_path", nargs="+", type=non_empty, metavar="FILE", default=["./dataset/pretrain_hq.jsonl"],
         help="jsonl files (default: %(default)s)",
-    )
+    )  # fmt: skip
     add(
-        "--weights",
-        nargs="+",
-        type=real(1e-6, 1e6),
+        "--weights", nargs="+", type=real(1e-6, 1e6),
         help="parts of the sample the files give, e.g. 7 1 (default: equal ones)",
-    )
+    )  # fmt: skip
     add("--compare", type=non_empty, metavar="DIR", help="measure this tokenizer on the same held-out text too")
     add("--out_dir", type=non_empty, default="out/tokenizer", help="directory to write (default: %(default)s)")
     add("--overwrite", action="store_true", help="replace the tokenizer that is in --out_dir")
-    add(
-        "--vocab_size",
-        type=whole(len(SPECIAL_TOKENS) + 257, 2**16),
-        default=6400,
-        help="entries, 16 special tokens and 256 bytes included (%(default)s)",
-    )
-    add(
-        "--max_mb",
-        type=real(0.001, 1e5),
-        default=50,
-        help="size of the sample; the default %(default)s takes some minutes",
-    )
-    add(
-        "--code_share",
-        type=real(0, 1),
-        default=0.004,
-        help="Python source on top, relative to the sample (%(default)s)",
-    )
-    add(
-        "--max_token_bytes",
-        type=whole(1, 1000),
-        default=16,
-        help="longest token; a Chinese character is 3 bytes (%(default)s)",
-    )
+    least = len(SPECIAL_TOKENS) + 257
+    vocab_help = "entries, 16 special tokens and 256 bytes included (%(default)s)"
+    add("--vocab_size", type=whole(least, 2**16), default=6400, help=vocab_help)
+    add("--max_mb", type=real(0.001, 1e5), default=50, help="size of the sample; %(default)s takes some minutes")
+    code_help = "Python source on top, relative to the sample (%(default)s)"
+    add("--code_share", type=real(0, 1), default=0.004, help=code_help)
+    bytes_help = "longest token; a Chinese character is 3 bytes (%(default)s)"
+    add("--max_token_bytes", type=whole(1, 1000), default=16, help=bytes_help)
     add("--seed", type=whole(0, 2**63 - 1), default=42, help="decides which texts are sampled (%(default)s)")
     return parser.parse_args(argv)
 
@@ -309,14 +286,12 @@ def find_problems(args: argparse.Namespace) -> list[str]:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    try:
+    with plain_errors():
         train, heldout = sample_texts(args.data_path, args.max_mb, args.weights, args.seed)
         n_bytes = sum(len(text.encode()) for text in train)
         code, heldout["Python code"] = sample_code(args.code_share * n_bytes)
         tokenizer = train_tokenizer(train + code, args.vocab_size, args.max_token_bytes)
         save_tokenizer(tokenizer, args.out_dir)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
     other = AutoTokenizer.from_pretrained(args.compare) if args.compare else None
     print("\n".join(report(AutoTokenizer.from_pretrained(args.out_dir), heldout, other)))
     print(f"written: {args.out_dir}")
