@@ -31,7 +31,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.flags import BriefParser, non_empty, plain_errors, real, whole  # noqa: E402
-from model.chat_format import CONTROL_TOKENS, RESERVED_TOKENS, SPECIAL_TOKENS, ChatFormat, check_text  # noqa: E402
+from common.jsonl import Malformed, parse_object, strip_line  # noqa: E402
+from model.chat_format import CONTROL_TOKENS, RESERVED_TOKENS, SPECIAL_TOKENS, ChatFormat, check_messages  # noqa: E402
 from model.loading import TOKENIZER_DIR  # noqa: E402
 
 HELDOUT_ONE_IN = 50
@@ -44,23 +45,30 @@ def read_texts(path: Path) -> Iterator[tuple[str | None, str]]:
     """(role, text) of each message of a jsonl file, (None, text) of plain texts. Raises ValueError for a bad line."""
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
-            if not line.strip():
+            line = strip_line(line)
+            if not line:
                 continue
             try:
-                record = json.loads(line)
-                if "text" in record:
-                    found = [(None, record["text"])]
-                else:
-                    keys = ["conversations"] if "conversations" in record else ["chosen", "rejected"]
-                    found = [(message["role"], message["content"] or "") for key in keys for message in record[key]]
-                for _, text in found:
-                    check_text(text)
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+                found = texts_of(parse_object(line))
+            except Malformed as error:
                 raise ValueError(
-                    f"{path}, line {number}: {type(error).__name__}: {error}. Each line must be an object with text, "
-                    "with conversations, or with chosen and rejected; correct or remove this line"
+                    f"{path}, line {number}: {error}. Each line must be an object with text, with conversations, or "
+                    "with chosen and rejected; correct or remove this line"
                 ) from error
             yield from found
+
+
+def texts_of(row: dict) -> list[tuple[str | None, str]]:
+    """(role, text) of each message of a row, of whatever kind it is; (None, text) of a plain text. Raises Malformed."""
+    if isinstance(row.get("text"), str):
+        return [(None, row["text"])]
+    found = []
+    for key in ("conversations",) if "conversations" in row else ("chosen", "rejected"):
+        if not isinstance(row.get(key), list):
+            raise Malformed("wrong type", f'neither "text" is a string nor "{key}" an array')
+        check_messages(row[key], f'"{key}"')
+        found += [(message["role"], message.get("content") or "") for message in row[key]]
+    return found
 
 
 def is_heldout(text: str) -> bool:
