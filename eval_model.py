@@ -17,21 +17,13 @@ import re
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
-import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from common.device import DTYPES, choose_device, fast_dtype
-from common.flags import BriefParser, add_bool_flag, non_empty, real, whole
-from inference.sampling import PENALTIES, TEMPERATURES, SamplingParams
+from common.flags import BriefParser, add_bool_flag, non_empty, whole
+from inference.flags import add_choice_flags, add_sampling_flags, sampling_params, settle_choice
 from inference.scoring import answer_questions, read_questions, score_report
 from inference.session import Session
 from inference.terminal import LineReader
-from model.adapters import lora_path, read_lora, saved_adapters
-from model.folders import load_directory
-from model.loading import MODEL_MODES, count_parameters, load_model, load_tokenizer
-from model.model_flags import TRAINING_FIELDS, add_model_flags, parse_rope_scaling, settle_model
+from model.loading import count_parameters
 
 PRETRAIN_PROMPTS = (
     "马克思主义基本原理",
@@ -75,68 +67,13 @@ HELP = """/lora        正在使用哪个 LoRA，有哪些可选
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """The flags, checked; adds `params` (SamplingParams) and `transformers_dir` (Path), or, where that is None,
-    `config` (LMConfig), `weights` (Path) and `remarks` on both.
+    """The flags, checked; adds `params` (SamplingParams) and `choice` (Choice).
 
     All impossible values are reported at once, with exit code 2, before any work.
     """
     parser = BriefParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, check=settle)
-    group = parser.add_argument_group("model", "sizes are read from the weights, so seldom needed")
-    add_model_flags(group, leave_out=TRAINING_FIELDS)
-    group.add_argument(
-        "--out_dir", "--save_dir", type=non_empty, default="out", help="directory of the .pth files (%(default)s)"
-    )
-    group.add_argument(
-        "--model_mode", type=int, default=1, choices=MODEL_MODES,
-        help="0 pretrain (continues raw text), 1 full_sft, 2 rlhf, 3 reason (%(default)s)",
-    )  # fmt: skip
-    group.add_argument(
-        "--weight",
-        type=non_empty,
-        metavar="NAME",
-        help="talk to {out_dir}/NAME_{dim}[_moe].pth instead, e.g. full_dist",
-    )
-    group.add_argument(
-        "--load", nargs="+", type=non_empty, default=["0"], metavar=("{0,1}", "PATH"),
-        help="0: .pth weights; 1 [PATH]: a transformers directory (./MiniMind2)",
-    )  # fmt: skip
-    group.add_argument(
-        "--lora_name", "--lora_weight", nargs="+", type=non_empty, default=[], metavar="NAME",
-        help="adapters in {out_dir}/lora, .pth files, or directories of peft; the first is used",
-    )  # fmt: skip
-    group.add_argument(
-        "--load_from", type=non_empty, metavar="PATH", help="'model': same as --load 0; PATH: same as --load 1 PATH"
-    )
-    group.add_argument(
-        "--max_seq_len", dest="max_position_embeddings", type=whole(16, 2**20), default=argparse.SUPPRESS,
-        help="context: prompt and answer, in tokens (the model's own)",
-    )  # fmt: skip
-    add_bool_flag(
-        group, "--inference_rope_scaling", default=False,
-        help="same as --rope_scaling yarn:16:2048; upstream's is yarn:16:2048:1",
-    )  # fmt: skip
-    group.add_argument(
-        "--device", type=non_empty, default="auto", help="cpu, cuda, cuda:1, mps; auto takes the fastest (%(default)s)"
-    )
-    group.add_argument(
-        "--dtype", default="auto", choices=["auto", *DTYPES],
-        help="of weights and arithmetic; auto: bfloat16 or float16 on CUDA, else float32 (%(default)s)",
-    )  # fmt: skip
-
-    group = parser.add_argument_group("sampling")
-    group.add_argument(
-        "--temperature", type=real(*TEMPERATURES, or_zero=True), help="0 is greedy (0.85; 0 with --score)"
-    )
-    group.add_argument("--top_p", type=real(1e-6, 1), default=0.85, help="nucleus mass, 1 is off (%(default)s)")
-    group.add_argument("--top_k", type=whole(0, 2**16), default=0, help="candidates kept, 0 is off (%(default)s)")
-    group.add_argument(
-        "--repetition_penalty", "--rp", type=real(*PENALTIES), default=1.0, help="1 is off (%(default)s)"
-    )
-    group.add_argument(
-        "--max_new_tokens", type=whole(1, 2**20), help="longest answer, without the prompt (1024; 128 with --score)"
-    )
-    group.add_argument("--seed", type=whole(0, 2**63 - 1), help="makes every answer reproducible; without it they vary")
-
+    add_choice_flags(parser.add_argument_group("model", "sizes are read from the weights, so seldom needed"))
+    add_sampling_flags(parser.add_argument_group("sampling"))
     group = parser.add_argument_group("dialogue")
     group.add_argument("--prompt", action="append", metavar="TEXT", help="answer this and end; may be repeated")
     group.add_argument("--test_mode", type=int, choices=(0, 1), help="skip the menu: 0 automatic questions, 1 typing")
@@ -150,7 +87,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     add_bool_flag(group, "--stream", default=True, help="show an answer while it grows (%(default)s)")
     add_bool_flag(group, "--show_speed", default=True, help="show tokens per second after an answer (%(default)s)")
-
     return parser.parse_args(argv)
 
 
@@ -160,75 +96,25 @@ def settle(args: argparse.Namespace) -> list[str]:
         args.max_new_tokens = 128 if args.score else 1024
     if args.temperature is None:
         args.temperature = 0.0 if args.score else 0.85
-    args.lora_name = [name for name in args.lora_name if name != "None"]  # upstream's default is the text 'None'
-    if args.inference_rope_scaling and args.rope_scaling is None:
-        args.rope_scaling = parse_rope_scaling("yarn:16:2048")
-    args.transformers_dir, problems = None, []
-    for name, make in (("params", _params), ("transformers_dir", _transformers_dir)):
-        try:
-            setattr(args, name, make(args))
-        except ValueError as error:
-            problems.append(str(error))
-    if args.transformers_dir is None:
-        settled = settle_model(args, args.weight or MODEL_MODES[args.model_mode])
-        args.config, args.weights, args.remarks = settled.config, settled.weights, settled.remarks
-        problems += settled.problems
-    elif args.rope_scaling:
-        problems.append("--rope_scaling is for .pth weights: a transformers directory says it in its config.json")
-    if args.score and _continues_text(args):
+    problems = settle_choice(args)
+    try:
+        args.params = sampling_params(args)
+    except ValueError as error:
+        problems.append(str(error))
+    if args.score and args.choice.continue_text:
         problems.append("--score asks questions, which a pretrained model cannot answer: use --model_mode 1, 2 or 3")
     return problems
 
 
-def _params(args: argparse.Namespace) -> SamplingParams:
-    return SamplingParams(
-        args.max_new_tokens, args.temperature, args.top_p, args.top_k, args.repetition_penalty, args.seed
-    )
-
-
-def _transformers_dir(args: argparse.Namespace) -> Path | None:
-    """The directory that --load 1 or --load_from names; None for .pth weights."""
-    kind, *path = args.load
-    if kind not in ("0", "1") or len(path) > 1 or (kind == "0" and path):
-        raise ValueError(f"--load {' '.join(args.load)}: use --load 0, --load 1, or --load 1 PATH")
-    if args.load_from not in (None, "model"):
-        return Path(args.load_from)
-    return Path(path[0] if path else "MiniMind2") if kind == "1" else None
-
-
-def _continues_text(args: argparse.Namespace) -> bool:
-    """Whether the model continues raw text, as after pretraining, instead of answering."""
-    return (args.weight or MODEL_MODES[args.model_mode]) == "pretrain"
-
-
-def load(args: argparse.Namespace) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model, in evaluation mode on its device, and its tokenizer.
-
-    Raises:
-        FileNotFoundError: weights or directory are missing; names the command that makes them.
-        ValueError: they do not fit the flags, or the device is not there.
-    """
-    device = choose_device(args.device)
-    if args.transformers_dir is None:
-        for remark in args.remarks:
-            print(remark, file=sys.stderr)
-        model, tokenizer = load_model(args.config, args.weights), load_tokenizer()
-    else:
-        model, tokenizer = load_directory(args.transformers_dir)
-    dtype = DTYPES.get(args.dtype, torch.float32)
-    if args.dtype == "auto" and device.type == "cuda":
-        dtype = fast_dtype(device)
-    # On a CPU auto means float32: for one row at a time PyTorch's bfloat16 matrix products are no faster there.
-    return model.to(device, dtype).eval(), tokenizer
-
-
 def open_session(args: argparse.Namespace) -> Session:
     """The dialogue that the flags describe. Raises what loading the model, the tokenizer and the adapters raises."""
-    model, tokenizer = load(args)
-    print(f"MiniMind模型参数量: {count_parameters(model) / 1e6:.2f}M(illion)")
-    adapters = {name: read_lora(lora_path(args.out_dir, name, model.config), model.config) for name in args.lora_name}
-    settings = {"history_cnt": args.history_cnt, "continue_text": _continues_text(args)}
-    return Session(model, tokenizer, args.params, **settings, adapters=adapters)
+    for remark in args.choice.remarks:
+        print(remark, file=sys.stderr)
+    session = Session.open(
+        args.choice, args.params, args.device, args.dtype, history_cnt=args.history_cnt, lora_names=args.lora_name
+    )
+    print(f"MiniMind模型参数量: {count_parameters(session.model) / 1e6:.2f}M(illion)")
+    return session
 
 
 def answer(session: Session, question: str, *, streaming: bool = True, show_speed: bool = True) -> None:
@@ -273,7 +159,7 @@ def shown(questions: Iterable[str]) -> Iterator[str]:
         yield question
 
 
-def typed(session: Session, out_dir: str) -> Iterator[str]:
+def typed(session: Session) -> Iterator[str]:
     """Questions as somebody types them, until /exit, an empty line, Ctrl-D or Ctrl-C; obeys the other commands."""
     lines = LineReader()
     while line := lines.ask("👶: "):
@@ -289,26 +175,20 @@ def typed(session: Session, out_dir: str) -> Iterator[str]:
             session.reset()
             print("已清空历史对话")
         elif command == "/lora":
-            choose_lora(session, words, out_dir)
+            choose_lora(session, words)
         else:
             print(f"没有命令 {command}\n{HELP}")
 
 
-def choose_lora(session: Session, words: list[str], out_dir: str) -> None:
+def choose_lora(session: Session, words: list[str]) -> None:
     """Obey `/lora [NAME | none]`, and say which adapter is in use now and which there are."""
-    config = session.model.config
     try:
-        if words and words[0] in ("none", "None"):
-            session.use_lora(None)
-        elif words:
-            if words[0] not in session.adapters:
-                session.adapters[words[0]] = read_lora(lora_path(out_dir, words[0], config), config)
-            session.use_lora(words[0])
+        if words:
+            session.use_lora(None if words[0] in ("none", "None") else words[0])
     except (ValueError, OSError) as error:
-        session.adapters.pop(words[0], None)
         print(f"error: {error}", file=sys.stderr)
-    names = sorted({*session.adapters, *saved_adapters(out_dir, config)})
-    print(f"正在使用的 LoRA：{session.lora or '无'}；可选：{'、'.join([*names, 'none'])}（/lora 名字）")
+    choices = "、".join([*session.adapters(), "none"])
+    print(f"正在使用的 LoRA：{session.lora or '无'}；可选：{choices}（/lora 名字）")
 
 
 def choose_test_mode() -> int | None:
@@ -337,7 +217,7 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError("no input: use --prompt TEXT or --test_mode 0")
         return 0
     if test_mode == 1:
-        talk(session, typed(session, args.out_dir), args)
+        talk(session, typed(session), args)
         return 0
     automatic = PRETRAIN_PROMPTS if session.continue_text else LORA_PROMPTS.get(session.lora, CHAT_PROMPTS)
     return 2 if talk(session, shown(args.prompt or automatic), args) else 0

@@ -1,12 +1,14 @@
 """A dialogue with one model: the turns so far, and the answer to the next question as it grows. Prints nothing."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from inference.generation import TextStream, TokenStream, stream
+from inference.models import Choice, load_choice
 from inference.sampling import SamplingParams
+from model.adapters import lora_path, read_lora, saved_adapters
 from model.chat_format import ChatFormat, Message
 from model.model_lora import Adapter, load_lora, remove_lora
 
@@ -62,12 +64,13 @@ class Session:
         history_cnt: earlier turns that the model sees, always whole ones (upstream E5). What does not fit into the
             context is dropped, oldest first.
         continue_text: the model continues raw text, as after pretraining, instead of answering.
-        adapters: of LoRA, by name, to choose from with `use_lora`; the first is put into the model.
+        out_dir: where adapters of LoRA lie, in `lora/`.
+        lora_names: adapters to read now, all of which must fit; the first is put into the model. See `use_lora`.
 
     `params`, `system` and `history_cnt` may be changed between two questions.
 
     Raises:
-        ValueError: an adapter that does not fit the model.
+        FileNotFoundError, ValueError: an adapter that is missing, damaged, or does not fit the model.
     """
 
     def __init__(
@@ -79,15 +82,24 @@ class Session:
         system: str = "",
         history_cnt: int = 0,
         continue_text: bool = False,
-        adapters: dict[str, Adapter] | None = None,
+        out_dir: str = "out",
+        lora_names: Sequence[str] = (),
     ):
         self.model, self.tokenizer, self.params = model, tokenizer, params
         self.system, self.history_cnt, self.continue_text = system, history_cnt, continue_text
-        self.adapters, self.lora = adapters or {}, None
+        self.out_dir, self.lora = out_dir, None
         self.turns: list[Turn] = []
         self._format = ChatFormat(tokenizer)
-        for name in reversed(self.adapters):  # each must fit; the first one stays
+        self._adapters: dict[str, Adapter] = {}
+        for name in reversed(lora_names):  # each must fit; the first one stays
             self.use_lora(name)
+
+    @classmethod
+    def open(cls, choice: Choice, params: SamplingParams, device: str = "auto", dtype: str = "auto", **settings):
+        """A session with the model that `choice` names; `settings` are those of the constructor."""
+        model, tokenizer = load_choice(choice, device, dtype)
+        settings = {"continue_text": choice.continue_text, "out_dir": choice.out_dir, **settings}
+        return cls(model, tokenizer, params, **settings)
 
     def ask(self, question: str) -> Reply:
         """The answer to a question, which may refer to the turns before.
@@ -136,16 +148,26 @@ class Session:
             messages.append({"role": "assistant", "content": turn.reply.text})
         return messages
 
+    def adapters(self) -> list[str]:
+        """The names of the adapters that can be used: those read so far, and those of this size in `{out_dir}/lora`."""
+        return sorted({*self._adapters, *saved_adapters(self.out_dir, self.model.config)})
+
     def use_lora(self, name: str | None) -> None:
-        """Put one of `adapters` into the model, in the place of the one that is in; None takes it out.
+        """Put an adapter into the model, in the place of the one that is in; None takes it out.
+
+        Args:
+            name: of an adapter in `{out_dir}/lora`, a .pth file, or a directory of peft.
 
         Raises:
-            KeyError: no adapter has this name. ValueError: it does not fit the model, which stays as it was.
+            FileNotFoundError, ValueError: it is missing, damaged, or does not fit; the model stays as it was.
         """
         if name is None:
             remove_lora(self.model)
         else:
-            load_lora(self.model, self.adapters[name])
+            config = self.model.config
+            adapter = self._adapters.get(name) or read_lora(lora_path(self.out_dir, name, config), config)
+            load_lora(self.model, adapter)
+            self._adapters[name] = adapter
         self.lora = name
 
     def _check(self, index: int) -> None:

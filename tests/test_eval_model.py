@@ -307,25 +307,25 @@ def test_use_moe_false_is_dense(tmp_path):
         (["--use_moe"], True),
         ([], False),
     ):
-        assert eval_model.parse_args(flags).config.use_moe is moe
+        assert eval_model.parse_args(flags).choice.config.use_moe is moe
 
 
 def test_aliases_of_later_upstream_mean_the_same():
     old = "--dim 64 --n_layers 2 --out_dir x --history_cnt 2 --load 1 dir --repetition_penalty 1.1".split()
     new = "--hidden_size 64 --num_hidden_layers 2 --save_dir x --historys 2 --load_from dir --rp 1.1".split()
     old, new = eval_model.parse_args(old), eval_model.parse_args(new)
-    assert (old.params, old.transformers_dir, old.out_dir, old.history_cnt) == (
-        new.params, new.transformers_dir, new.out_dir, new.history_cnt,
+    assert (old.params, old.choice.path, old.out_dir, old.history_cnt) == (
+        new.params, new.choice.path, new.out_dir, new.history_cnt,
     )  # fmt: skip
     assert (old.dim, old.n_layers) == (new.dim, new.n_layers) == (64, 2)
-    assert eval_model.parse_args(["--load_from", "model"]).transformers_dir is None
+    assert eval_model.parse_args(["--load_from", "model"]).choice.path.suffix == ".pth"
 
 
 def test_defaults_are_upstreams():
     args = eval_model.parse_args([])
     assert (args.out_dir, args.model_mode, args.history_cnt, args.stream) == ("out", 1, 0, True)
     assert (args.params.temperature, args.params.top_p) == (0.85, 0.85)
-    assert (args.config.dim, args.config.n_layers, args.config.max_seq_len) == (512, 8, 8192)
+    assert (args.choice.config.dim, args.choice.config.n_layers, args.choice.config.max_seq_len) == (512, 8, 8192)
 
 
 def test_impossible_flags_are_all_reported_before_any_work(run):
@@ -341,13 +341,13 @@ def test_impossible_flags_are_all_reported_before_any_work(run):
 
 
 def test_rope_scaling_reaches_the_model():
-    assert eval_model.parse_args(["--rope_scaling", "yarn:4:512"]).config.rope_scaling == {
+    assert eval_model.parse_args(["--rope_scaling", "yarn:4:512"]).choice.config.rope_scaling == {
         "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512,
     }  # fmt: skip
-    head = eval_model.parse_args(["--inference_rope_scaling"]).config.rope_scaling
+    head = eval_model.parse_args(["--inference_rope_scaling"]).choice.config.rope_scaling
     assert (head["factor"], head["original_max_position_embeddings"]) == (16, 2048)
-    assert eval_model.parse_args(["--rope_scaling", "linear:2"]).config.rope_scaling["rope_type"] == "linear"
-    upstream = eval_model.parse_args(["--rope_scaling", "yarn:16:2048:1"]).config.rope_scaling
+    assert eval_model.parse_args(["--rope_scaling", "linear:2"]).choice.config.rope_scaling["rope_type"] == "linear"
+    upstream = eval_model.parse_args(["--rope_scaling", "yarn:16:2048:1"]).choice.config.rope_scaling
     assert upstream == {**head, "attention_factor": 1.0}
 
 
