@@ -67,12 +67,12 @@ def token_kl(
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
-def make_loss(args, teacher):
-    """Distillation's loss_fn for the loop; its weight is the number of supervised tokens."""
+def make_loss(teacher, alpha: float = 1.0, temperature: float = 1.5, direction: str = "forward", top_k: int = 0):
+    """Distillation's loss_fn for the loop; its weight is the number of supervised tokens. See the head of this file."""
 
     def three_sums(logits: Tensor, taught: Tensor, targets: Tensor) -> Tensor:
         """Sums over some tokens: CE, KL, and the teacher's own CE."""
-        kl = token_kl(logits, taught, args.temperature, args.kl, args.top_k)
+        kl = token_kl(logits, taught, temperature, direction, top_k)
         return torch.stack([token_nll(logits, targets).sum(), kl.sum(), token_nll(taught, targets).sum()])
 
     def distillation_loss(model, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -85,7 +85,7 @@ def make_loss(args, teacher):
             for chunk in zip(*(table.split(CHUNK) for table in tables), strict=True)
         )
         aux = balance_loss(output.aux_loss, batch)
-        loss = nll + args.alpha * args.temperature**2 * kl + aux
+        loss = nll + alpha * temperature**2 * kl + aux
         weight = nll.new_full((), len(batch["targets"]))
         metrics = {"nll": nll, "kl": kl, "teacher_nll": teacher_nll}
         metrics |= moe_metrics(model, output, batch, supervised_per_row(batch))
@@ -171,7 +171,8 @@ def main(argv=None):
             teacher = freeze(teacher, run.dtype).to(run.device)
             data = load_data(run, args, ChatFormat(tokenizer), kind="chat")
         run.log(f"教师模型(LLM)总参数量：{count_parameters(teacher) / 1e6:.3f} 百万")
-        train(run, args, student, data, make_loss(args, teacher), Evaluation(data.heldout, tokenizer, QUESTIONS),
+        loss_fn = make_loss(teacher, args.alpha, args.temperature, args.kl, args.top_k)
+        train(run, args, student, data, loss_fn, Evaluation(data.heldout, tokenizer, QUESTIONS),
               trained_name="学生模型(LLM)总参数量")  # fmt: skip
 
 

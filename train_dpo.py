@@ -59,27 +59,36 @@ def preference_loss(margin: Tensor, beta: float, loss_type: str = "sigmoid", lab
     return -(1 - label_smoothing) * logsigmoid(logits) - label_smoothing * logsigmoid(-logits)
 
 
-def make_loss(args, reference: Tensor):
+def make_loss(
+    reference: Tensor,
+    beta: float = 0.1,
+    loss_type: str = "sigmoid",
+    label_smoothing: float = 0.0,
+    length_normalize: bool = False,
+):
     """DPO's loss_fn for the loop; its weight is the number of pairs.
 
-    Args: reference: (pairs of the file, 2) log-probabilities of chosen and rejected answer under the reference.
+    Args:
+        reference: (pairs of the file, 2) log-probabilities of chosen and rejected answer under the reference.
+        beta, loss_type, label_smoothing: see `preference_loss`.
+        length_normalize: means over an answer's tokens instead of sums.
     """
 
     def dpo_loss(model, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         output = supervised_forward(model, batch)
         policy = answer_logprobs(output.logits, batch)  # (2P,), first all chosen
         ratio = policy - reference[batch["pairs"]].T.flatten()
-        if args.length_normalize:
+        if length_normalize:
             ratio = ratio / supervised_per_row(batch)
         chosen, rejected = ratio.chunk(2)
-        losses = preference_loss(chosen - rejected, args.beta, args.loss_type, args.label_smoothing)
+        losses = preference_loss(chosen - rejected, beta, loss_type, label_smoothing)
         aux = output.aux_loss.sum() / 2  # a pair's is the mean of its two rows'
         chosen_logp, rejected_logp = policy.detach().chunk(2)
         metrics = {
-            "reward_margin": args.beta * (chosen - rejected).sum(),
+            "reward_margin": beta * (chosen - rejected).sum(),
             "reward_accuracy": (chosen > rejected).sum(),
-            "chosen_reward": args.beta * chosen.sum(),
-            "rejected_reward": args.beta * rejected.sum(),
+            "chosen_reward": beta * chosen.sum(),
+            "rejected_reward": beta * rejected.sum(),
             "chosen_logp": chosen_logp.sum(),
             "rejected_logp": rejected_logp.sum(),
         }
@@ -139,8 +148,9 @@ def main(argv=None):
             tokenizer = load_tokenizer()
             model = starting_model(args, config_from(args, vocab_size=len(tokenizer)))
             data = load_data(run, args, ChatFormat(tokenizer), kind="preference")
-            reference = reference_logprobs(run, args, model, data)
-        train(run, args, model, data, make_loss(args, reference), Evaluation(data.heldout, tokenizer, QUESTIONS))
+            reference = reference_logprobs(run, model, data, args.cache_dir, args.max_seq_len)
+        loss_fn = make_loss(reference, args.beta, args.loss_type, args.label_smoothing, args.length_normalize)
+        train(run, args, model, data, loss_fn, Evaluation(data.heldout, tokenizer, QUESTIONS))
 
 
 if __name__ == "__main__":

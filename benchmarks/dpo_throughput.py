@@ -35,9 +35,11 @@ from model.loading import load_tokenizer
 from model.model import MiniMindForCausalLM
 from train_dpo import make_loss
 from training.loop import add_gradients
-from training.optim import Updater
+from training.optim import make_optimizer
 from training.processes import Run
 from training.reference import fill_logprobs
+from training.stats import StepStats
+from training.updater import Updater
 
 BETA = 0.1
 
@@ -80,13 +82,13 @@ def plain_step(run: Run, config: LMConfig, pairs: Pairs, batch_size: int, max_se
 def our_step(run: Run, config: LMConfig, pairs: Pairs, positions: int, epochs: int, use_compile: bool) -> Step:
     """One optimizer step as train_dpo.py makes it, and its share of the reference; returns the pairs trained on."""
     torch.manual_seed(0)
-    flags = argparse.Namespace(learning_rate=1e-6, weight_decay=0.1, grad_clip=1.0, use_compile=use_compile, beta=BETA)
-    flags.loss_type, flags.label_smoothing, flags.length_normalize = "sigmoid", 0.0, False
     model = MiniMindForCausalLM(config).to(run.device)
     reference = copy.deepcopy(model).eval()
-    updater = Updater(run, flags, model)
+    optimizer = make_optimizer(model, 1e-6, weight_decay=0.1)
+    updater = Updater(run, model, optimizer, use_compile=use_compile, scale=1 / positions)
+    stats = StepStats(run)
     table = torch.zeros(int(pairs.pairs.max()) + 1, 2, device=run.device)
-    loss_fn = make_loss(flags, table)
+    loss_fn = make_loss(table, BETA)
     batches = itertools.cycle(plan_batches(pairs.lengths, positions, seed=0, epoch=0))
     made = itertools.count()
 
@@ -94,8 +96,9 @@ def our_step(run: Run, config: LMConfig, pairs: Pairs, positions: int, epochs: i
         ids = next(batches)
         if next(made) % epochs == 0:
             fill_logprobs(run, reference, pairs.take(ids), table)
-        _, sums = add_gradients(run, updater, loss_fn, iter([pairs.collate(ids)]), scale=1 / positions)
-        updater.step(sums, 1 / positions, flags.learning_rate)
+        stats.begin()
+        add_gradients(run, updater, loss_fn, [pairs.collate(ids)], stats)
+        updater.step(stats, lr=1e-6)
         return len(ids)
 
     return step

@@ -27,8 +27,10 @@ from model.model import FeedForward, MiniMindForCausalLM
 from model.moe import MoEFeedForward
 from training.loop import add_gradients
 from training.losses import next_token_loss
-from training.optim import Updater
+from training.optim import make_optimizer
 from training.processes import Run
+from training.stats import StepStats
+from training.updater import Updater
 
 
 class MaskLoop(MoEFeedForward):
@@ -76,12 +78,15 @@ def make_models(config: LMConfig) -> dict[str, MiniMindForCausalLM]:
 
 def make_step(run: Run, model: MiniMindForCausalLM, batch: dict[str, Tensor], use_compile: bool) -> Step:
     """One optimizer step; returns the tokens it trained on."""
-    flags = argparse.Namespace(learning_rate=1e-4, weight_decay=0.1, grad_clip=1.0, use_compile=use_compile)
-    updater, tokens = Updater(run, flags, model.to(run.device)), batch["input_ids"].numel()
+    tokens = batch["input_ids"].numel()
+    optimizer = make_optimizer(model.to(run.device), 1e-4, weight_decay=0.1)
+    updater = Updater(run, model, optimizer, use_compile=use_compile, scale=1 / tokens)
+    stats = StepStats(run)
 
     def step() -> int:
-        _, sums = add_gradients(run, updater, next_token_loss, iter([batch]), scale=1 / tokens)
-        updater.step(sums, 1 / tokens, flags.learning_rate)
+        stats.begin()
+        add_gradients(run, updater, next_token_loss, [batch], stats)
+        updater.step(stats, lr=1e-4)
         return tokens
 
     return step

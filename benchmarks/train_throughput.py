@@ -31,8 +31,10 @@ from model.loading import load_tokenizer
 from model.model import MiniMindForCausalLM
 from training.loop import add_gradients
 from training.losses import next_token_loss
-from training.optim import Updater
+from training.optim import make_optimizer
 from training.processes import Run
+from training.stats import StepStats
+from training.updater import Updater
 
 
 def plain_step(run: Run, config: LMConfig, units: Sequences, batch_size: int, max_seq_len: int) -> Step:
@@ -65,14 +67,17 @@ def plain_step(run: Run, config: LMConfig, units: Sequences, batch_size: int, ma
 def our_step(run: Run, config: LMConfig, units: Sequences, positions: int, use_compile: bool) -> Step:
     """One optimizer step as training/loop.py makes it; returns the real tokens it trained on."""
     torch.manual_seed(0)
-    flags = argparse.Namespace(learning_rate=5e-4, weight_decay=0.1, grad_clip=1.0, use_compile=use_compile)
-    updater = Updater(run, flags, MiniMindForCausalLM(config).to(run.device))
+    model = MiniMindForCausalLM(config).to(run.device)
+    optimizer = make_optimizer(model, 5e-4, weight_decay=0.1)
+    updater = Updater(run, model, optimizer, use_compile=use_compile, scale=1 / positions)
+    stats = StepStats(run)
     plan = iter(plan_batches(units.lengths, positions, seed=0, epoch=0))
 
     def step() -> int:
         batch = units.collate(next(plan))
-        _, sums = add_gradients(run, updater, next_token_loss, iter([batch]), scale=1 / positions)
-        updater.step(sums, 1 / positions, flags.learning_rate)
+        stats.begin()
+        add_gradients(run, updater, next_token_loss, [batch], stats)
+        updater.step(stats, lr=5e-4)
         return int(batch["lengths"].sum())
 
     return step

@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 import torch
 from test_loop import interrupt_at, states
-from toy import damaged_copies, same_weights, toy_args, toy_model, toy_run, toy_sequences, toy_train
+from toy import damaged_copies, same_weights, toy_model, toy_run, toy_sequences, toy_train
 
 from common.tensor_files import named_tensors
 from training.checkpoint import (
+    BEFORE,
     CheckpointError,
     DifferentRunError,
-    check_shapes,
+    check_parts,
     compare,
     list_states,
     random_state,
@@ -33,8 +34,10 @@ from training.checkpoint import (
 )
 from training.loop import add_gradients
 from training.losses import next_token_loss
-from training.optim import Updater
+from training.optim import make_optimizer
 from training.saver import launch_command
+from training.stats import StepStats
+from training.updater import Updater
 
 DIRECTORY = "checkpoints/toy_16"
 
@@ -62,15 +65,21 @@ def shapes():
     return {name: tensor.shape for name, tensor in toy_model().state_dict().items()}
 
 
+def toy_updater(seed: int = 0) -> Updater:
+    model = toy_model(seed)
+    return Updater(toy_run(), model, make_optimizer(model, 1e-3, 0.1))
+
+
 def fits(state) -> None:
-    check_shapes(state, shapes())
+    check_parts(state, {"epoch": 0, "next_batch": 0})
+    toy_updater().check_state(state["updater"])
 
 
 # Reading
 
 
 def bad_files(good: bytes, folder) -> dict[str, bytes]:
-    """55 files that are no state: torn, damaged, foreign, hostile."""
+    """60 files that are no state: torn, damaged, foreign, hostile."""
     rng = np.random.default_rng(0)
     files = {f"torn to {share:.0%}": good[: int(len(good) * share)] for share in np.linspace(0, 0.99, 15)}
     with zipfile.ZipFile(_save(folder, good)) as archive:  # flip bytes inside the tensors, where torch.load is blind
@@ -84,21 +93,29 @@ def bad_files(good: bytes, folder) -> dict[str, bytes]:
     files |= {f"garbage {i}": rng.bytes(int(rng.integers(1, 5000))) for i in range(8)}
     files |= {f"zip garbage {i}": b"PK\x03\x04" + rng.bytes(int(rng.integers(1, 5000))) for i in range(4)}
     state = torch.load(_save(folder, good), weights_only=True)
+    updater, optimizer = state["updater"], state["updater"]["optimizer"]
+    other_optimizer = {"state": {0: {"momentum": torch.zeros(1)}}, "param_groups": []}
     foreign = {
-        "weights": state["model"],
+        "weights": updater["model"],
         "list": [1, 2, 3],
         "tensor": torch.zeros(3),
         "number": 7,
         "nothing": {},
         "older format": {**state, "format": 1},
-        "upstream resume": {"model": state["model"], "optimizer": {}, "epoch": 1, "step": 5, "world_size": 1},
-        "without optimizer": {k: v for k, v in state.items() if k != "optimizer"},
-        "other model": {**state, "model": toy_model(dim=32).state_dict()},
-        "model of numbers": {**state, "model": {name: 1.0 for name in state["model"]}},
+        "half of the format before": {**state, "format": BEFORE},
+        "upstream resume": {"model": updater["model"], "optimizer": {}, "epoch": 1, "step": 5, "world_size": 1},
+        "without updater": {k: v for k, v in state.items() if k != "updater"},
+        "updater of numbers": {**state, "updater": 3},
+        "without optimizer": {**state, "updater": {k: v for k, v in updater.items() if k != "optimizer"}},
+        "other model": {**state, "updater": {**updater, "model": toy_model(dim=32).state_dict()}},
+        "model of numbers": {**state, "updater": {**updater, "model": {name: 1.0 for name in updater["model"]}}},
         "odd progress": {**state, "progress": {"place": 3}},
+        "odd source": {**state, "source": {"prompts": 3}},
+        "source of numbers": {**state, "source": 3},
         "odd random": {**state, "random": ["x"]},
         "odd identity": {**state, "identity": 5},
-        "odd optimizer": {**state, "optimizer": {"state": {0: {"momentum": torch.zeros(1)}}, "param_groups": []}},
+        "odd optimizer": {**state, "updater": {**updater, "optimizer": other_optimizer}},
+        "another optimizer": {**state, "updater": {**updater, "kind": "Lion", "optimizer": optimizer}},
     }
     for name, value in foreign.items():
         torch.save(value, folder / "foreign")
@@ -122,7 +139,7 @@ def test_no_bad_file_is_loaded_and_every_one_is_told(trained, tmp_path):
     assert len(files) >= 50
     directory = tmp_path / "states"
     directory.mkdir()
-    older, newer = (state_path(directory, {"epoch": 0, "next_batch": n}) for n in (4, 8))
+    older, newer = (state_path(directory, step) for step in (4, 8))
     older.write_bytes(good)
     for name, content in files.items():
         newer.write_bytes(content)
@@ -144,13 +161,16 @@ def test_damage_anywhere_is_found_or_harmless(trained, tmp_path):
             state = read_state(_save(tmp_path, copy))
         except CheckpointError:
             continue
-        assert same_weights(state["model"], original["model"]) and state["progress"] == original["progress"]
+        assert (
+            same_weights(state["updater"]["model"], original["updater"]["model"])
+            and state["progress"] == original["progress"]
+        )
 
 
 @pytest.mark.parametrize("part", ["model", "optimizer"])
 def test_a_state_that_is_no_numbers_is_refused(trained, tmp_path, part):
     state = read_state(_save(tmp_path, trained[1]))
-    name, tensor = next(iter(named_tensors({part: state[part]})))
+    name, tensor = next(iter(named_tensors({"updater": {part: state["updater"][part]}})))
     tensor.view(-1)[0] = float("nan")
     torch.save(state, tmp_path / "state")
     with pytest.raises(CheckpointError, match=f"it holds NaN or infinity in . tensors, first {name}"):
@@ -243,7 +263,7 @@ def test_a_fresh_start_sets_the_old_states_aside_only_when_it_saves(tmp_path, ca
 
 
 def test_leftovers_of_killed_writers_are_removed(tmp_path):
-    leftovers = [tmp_path / ".toy_16.pth.77.tmp", tmp_path / DIRECTORY / ".epoch_0000_batch_000000004.pt.77.tmp"]
+    leftovers = [tmp_path / ".toy_16.pth.77.tmp", tmp_path / DIRECTORY / ".step_000000004.pt.77.tmp"]
     leftovers[1].parent.mkdir(parents=True)
     for path in leftovers:
         path.write_bytes(b"half")
@@ -345,26 +365,55 @@ def test_a_copy_is_independent_and_keeps_shared_tensors_shared():
     assert copy["a"].sum() == 3 and copy["b"][0] is copy["a"] and copy["b"][1][0].sum() == 2
 
 
-def test_states_are_ordered_by_their_place_in_the_data(tmp_path):
-    for epoch, batch in ((0, 9), (0, 1000), (1, 0), (1, 16), (9999, 8), (10000, 0)):
-        write_state(tmp_path, {"progress": {"epoch": epoch, "next_batch": batch}})
-        assert list_states(tmp_path)[0] == state_path(tmp_path, {"epoch": epoch, "next_batch": batch})
-    assert [path.name for path in list_states(tmp_path)] == [
-        "epoch_10000_batch_000000000.pt",
-        "epoch_9999_batch_000000008.pt",
-    ]
+def write_step(directory, step: int) -> None:
+    write_state(directory, {"progress": {"step": step}})
 
 
-def test_loading_a_state_restores_the_optimizer_exactly(tmp_path):
-    args = toy_args(tmp_path)
-    a, b = Updater(toy_run(), args, toy_model()), Updater(toy_run(), args, toy_model(seed=1))
+def test_the_newest_states_are_kept_in_the_order_of_their_steps(tmp_path):
+    for step in (9, 10, 1000, 999_999_999, 10**9):  # as numbers, not as text
+        write_step(tmp_path, step)
+        assert list_states(tmp_path)[0] == state_path(tmp_path, step)
+    assert [path.name for path in list_states(tmp_path)] == ["step_1000000000.pt", "step_999999999.pt"]
+
+
+def test_a_state_of_a_later_step_than_the_one_written_is_of_a_course_that_was_left(tmp_path):
+    """It was damaged, or counted in the smaller steps of fewer processes; it must not be taken for the newest."""
+    for step in (100, 200):
+        write_step(tmp_path, step)
+    for step in (110, 120):
+        write_step(tmp_path, step)
+        assert list_states(tmp_path)[0] == state_path(tmp_path, step)
+    assert list_states(tmp_path) == [state_path(tmp_path, step) for step in (120, 110)]
+
+
+def test_a_state_of_the_format_before_is_continued_exactly(trained, tmp_path):
+    """Its only source was a plan of the data, its only optimizer AdamW, and one counter served all parameters."""
+    straight = toy_train(tmp_path / "straight", "--save_interval", "4")
+    state = read_state(_save(tmp_path, trained[1]))
+    updater, place = state.pop("updater"), state.pop("source")
+    counter = next(iter(updater["optimizer"]["state"].values()))["step"]
+    for entry in updater["optimizer"]["state"].values():
+        entry["step"] = counter
+    old = {**state, **updater, "format": BEFORE, "progress": {**state["progress"], **place}}
+    del old["kind"]
+    directory = tmp_path / "old" / DIRECTORY
+    directory.mkdir(parents=True)
+    torch.save(old, directory / f"epoch_0000_batch_{place['next_batch']:09d}.pt")
+    model = toy_train(tmp_path / "old", "--save_interval", "4", "--resume")
+    assert same_weights(model.state_dict(), straight.state_dict())
+    assert all(path.name.startswith("step_") for path in list_states(directory))
+
+
+def test_loading_a_state_restores_the_optimizer_exactly():
+    a, b, stats = toy_updater(), toy_updater(seed=1), StepStats(toy_run())
     for seed in (1, 2):
         if seed == 2:
             b.load_state(to_cpu(a.state()))
         for updater in (a, b)[:seed]:
             batch = toy_sequences().collate(np.arange(4))
-            _, sums = add_gradients(toy_run(), updater, next_token_loss, iter([batch]), 1.0)
-            updater.step(sums, 1.0, 1e-2)
+            stats.begin()
+            add_gradients(toy_run(), updater, next_token_loss, [batch], stats)
+            updater.step(stats, lr=1e-2)
     assert same_weights(a.state()["model"], b.state()["model"])
 
 

@@ -158,8 +158,8 @@ def test_bits_per_byte_and_nll_count_every_token_once(setting):
 
 def test_the_log_divides_nll_by_tokens_and_the_loss_by_weights():
     meter = Meter()
-    meter.names = ["loss", "weight", "tokens", "positions", "targets", "nll", "stop", "save", "grad_norm", "skipped"]
-    meter.add([30.0, 12.0, 9.0, 16.0, 3.0, 6.0, 0.0, 0.0, 1.0, 0.0])
+    counts = {"weight": 12.0, "tokens": 9.0, "positions": 16.0, "targets": 3.0}
+    meter.add({"loss": 30.0, "nll": 6.0, **counts, "stop": 0.0, "save": 0.0, "grad_norm": 1.0, "skipped": 0.0})
     means = meter.means()
     assert means["loss"] == 2.5 and means["nll"] == 2.0 and "targets" not in means
 

@@ -23,10 +23,6 @@ from training.teacher import freeze, load_teacher, teacher_logits
 SAMPLE = Path(__file__).resolve().parents[1] / "dataset" / "sample" / "sft.jsonl"
 
 
-def flags(**changes) -> Namespace:
-    return Namespace(**{"alpha": 1.0, "temperature": 1.5, "kl": "forward", "top_k": 0, **changes})
-
-
 def sharp_model(seed: int, **changes) -> MiniMindForCausalLM:
     """A toy with weights so large that its distributions are far from uniform."""
     model = toy_model(seed, **changes)
@@ -106,8 +102,8 @@ def test_top_k_of_everything_is_no_top_k_and_top_1_is_cross_entropy():
 def test_loss_is_ce_plus_alpha_t2_kl_plus_balance(use_moe, teacher):
     """Upstream W3 drops cross-entropy and balance loss; each answer alone here, against F.kl_div."""
     student, sequences, ids = sharp_model(0, use_moe=use_moe, aux_loss_alpha=0.1), toy_sequences(), np.array([3, 7, 11])
-    args = flags(alpha=0.7, temperature=2.0)
-    loss, weight, metrics = make_loss(args, teacher)(student, sequences.collate(ids))
+    loss_fn = make_loss(teacher, alpha=0.7, temperature=2.0)
+    loss, weight, metrics = loss_fn(student, sequences.collate(ids))
     plain, _, parts = next_token_loss(student, sequences.collate(ids))
     kl = 0.0
     for i in ids:
@@ -140,7 +136,7 @@ def test_batch_composition_padding_and_chunks_never_matter(kl, teacher, monkeypa
             rows, columns = batch["positions"] // width, batch["positions"] % width
             batch["input_ids"] = F.pad(batch["input_ids"], (0, extra_padding), value=7)
             batch["positions"] = rows * (width + extra_padding) + columns
-            loss, weight, metrics = make_loss(flags(kl=kl), teacher)(student, batch)
+            loss, weight, metrics = make_loss(teacher, direction=kl)(student, batch)
             total_loss = total_loss + loss
             for name, value in {"weight": weight, **metrics}.items():
                 totals[name] = totals.get(name, 0.0) + value
@@ -154,7 +150,7 @@ def test_batch_composition_padding_and_chunks_never_matter(kl, teacher, monkeypa
 
 def test_a_student_equal_to_its_teacher_has_no_kl(teacher):
     student = sharp_model(1, dim=32, n_layers=3)
-    loss_fn = make_loss(flags(alpha=1.0), teacher)
+    loss_fn = make_loss(teacher, alpha=1.0)
     loss, _, metrics = loss_fn(student, toy_sequences().collate(np.arange(4)))
     assert metrics["kl"].item() == pytest.approx(0.0, abs=1e-3)
     assert loss.item() == pytest.approx(metrics["nll"].item()) == pytest.approx(metrics["teacher_nll"].item())
@@ -163,7 +159,7 @@ def test_a_student_equal_to_its_teacher_has_no_kl(teacher):
 def test_alpha_0_is_the_cross_entropy_alone(teacher):
     batch = toy_sequences().collate(np.arange(4))
     results = []
-    for loss_fn in (make_loss(flags(alpha=0.0), teacher), next_token_loss):
+    for loss_fn in (make_loss(teacher, alpha=0.0), next_token_loss):
         student = sharp_model(0)
         results.append(gradient_of(loss_fn(student, batch)[0], student))
     torch.testing.assert_close(*results)
@@ -171,7 +167,7 @@ def test_alpha_0_is_the_cross_entropy_alone(teacher):
 
 def test_gradient_reaches_the_student_only(teacher):
     student = sharp_model(0)
-    make_loss(flags(), teacher)(student, toy_sequences().collate(np.arange(4)))[0].backward()
+    make_loss(teacher)(student, toy_sequences().collate(np.arange(4)))[0].backward()
     assert all(p.grad is None and not p.requires_grad for p in teacher.parameters()) and not teacher.training
     assert all(p.grad.abs().sum() > 0 for p in student.parameters())
 
@@ -179,7 +175,7 @@ def test_gradient_reaches_the_student_only(teacher):
 def test_a_batch_without_supervised_tokens_gives_zero_and_no_nan(teacher):
     student, nothing = sharp_model(0), torch.zeros(0, dtype=torch.int64)
     batch = {**toy_sequences().collate(np.arange(3)), "positions": nothing, "targets": nothing}
-    loss, weight, _ = make_loss(flags(), teacher)(student, batch)
+    loss, weight, _ = make_loss(teacher)(student, batch)
     loss.backward()
     assert loss == 0 and weight == 0
 
@@ -195,7 +191,7 @@ def test_only_logits_are_kept_for_the_backward_pass(teacher):
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
-        make_loss(flags(), teacher)(student, batch)
+        make_loss(teacher)(student, batch)
     assert sum(size >= table for size in sizes) == 2
 
 
@@ -321,7 +317,7 @@ def test_impossible_flags_end_the_program(argv, capsys):
 def test_training_moves_the_student_towards_its_teacher(teacher):
     """A few steps of the loop's arithmetic: KL and loss fall."""
     student, run = sharp_model(0), toy_run()
-    loss_fn, batch = make_loss(flags(), teacher), toy_sequences().collate(np.arange(8))
+    loss_fn, batch = make_loss(teacher), toy_sequences().collate(np.arange(8))
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-2)
     kls = []
     for _ in range(12):

@@ -1,7 +1,6 @@
 """DPO: the loss against TRL's and a naive formula, what must not change it, its gradient, the cached reference."""
 
 import math
-from argparse import Namespace
 from types import SimpleNamespace
 
 import numpy as np
@@ -30,9 +29,8 @@ LOSSES = [
 ]
 
 
-def loss_flags(**changes) -> Namespace:
-    flags = {"beta": 0.1, "loss_type": "sigmoid", "label_smoothing": 0.0, "length_normalize": False}
-    return Namespace(**{**flags, **changes})
+def loss_flags(**changes) -> dict:
+    return {"beta": 0.1, "loss_type": "sigmoid", "label_smoothing": 0.0, "length_normalize": False, **changes}
 
 
 def small_model(use_moe: bool = False, seed: int = 0) -> MiniMindForCausalLM:
@@ -90,7 +88,7 @@ def trl_loss(policy, reference, counts, **flags) -> float:
 
     if Version(trl.__version__) < Version("1.16"):
         pytest.skip("older versions of TRL compute the log-probabilities in the same function")
-    flags = vars(loss_flags(**flags))
+    flags = loss_flags(**flags)
     loss_type = flags["loss_type"]
     if flags["label_smoothing"]:
         loss_type = "aot"  # of one pair: -(1 - e) log sigmoid(h) - e log sigmoid(-h); TRL's sigmoid takes no smoothing
@@ -129,7 +127,7 @@ def test_loss_equals_trls_on_the_same_log_probabilities(flags):
         if flags.get("length_normalize"):
             ratio = ratio / counts
         f = loss_flags(**flags)
-        ours = preference_loss(ratio[:1] - ratio[1:], f.beta, f.loss_type, f.label_smoothing).mean()
+        ours = preference_loss(ratio[:1] - ratio[1:], f["beta"], f["loss_type"], f["label_smoothing"]).mean()
         torch.testing.assert_close(ours, trl_loss(policy, reference, counts, **flags))
 
 
@@ -144,14 +142,14 @@ def test_loss_equals_the_naive_formula(flags, use_moe, pairs):
         (chosen, n), (rejected, m) = naive_logprobs(policy, pairs, i)
         (ref_chosen, _), (ref_rejected, _) = naive_logprobs(reference, pairs, i)
         table[i] = torch.tensor([ref_chosen, ref_rejected])
-        n, m = (n, m) if f.length_normalize else (1, 1)
+        n, m = (n, m) if f["length_normalize"] else (1, 1)
         h = (chosen - ref_chosen) / n - (rejected - ref_rejected) / m
-        if f.loss_type == "ipo":
-            expected.append((h - 1 / (2 * f.beta)) ** 2)
+        if f["loss_type"] == "ipo":
+            expected.append((h - 1 / (2 * f["beta"])) ** 2)
         else:
-            p = 1 / (1 + math.exp(-f.beta * h))
-            expected.append(-(1 - f.label_smoothing) * math.log(p) - f.label_smoothing * math.log(1 - p))
-    loss, weight, metrics = make_loss(f, table)(policy, pairs.collate(np.arange(len(ROWS))))
+            p, smoothing = 1 / (1 + math.exp(-f["beta"] * h)), f["label_smoothing"]
+            expected.append(-(1 - smoothing) * math.log(p) - smoothing * math.log(1 - p))
+    loss, weight, metrics = make_loss(table, **f)(policy, pairs.collate(np.arange(len(ROWS))))
     assert weight == len(ROWS)
     assert (loss - metrics.get("aux_loss", 0.0)).item() == pytest.approx(sum(expected), rel=1e-4)
     assert (metrics.get("aux_loss", 0.0) > 0) == use_moe, "upstream P1: the MoE's balance loss was ignored"
@@ -163,7 +161,7 @@ def test_policy_equal_to_reference_gives_log_2(pairs):
     with torch.no_grad():
         output = model(batch["input_ids"], lengths=batch["lengths"], supervised=batch["positions"])
     table = answer_logprobs(output.logits, batch).view(2, -1).T
-    loss, weight, metrics = make_loss(loss_flags(), table)(model, batch)
+    loss, weight, metrics = make_loss(table)(model, batch)
     assert (loss / weight).item() == pytest.approx(math.log(2))
     assert metrics["reward_margin"] == metrics["chosen_reward"] == metrics["rejected_reward"] == 0
     assert metrics["chosen_logp"].item() == pytest.approx(table[:, 0].sum().item())
@@ -183,7 +181,7 @@ def test_batch_composition_and_padding_never_matter(use_moe, pairs):
             row, column = batch["positions"] // width, batch["positions"] % width
             batch["input_ids"] = torch.nn.functional.pad(batch["input_ids"], (0, extra_padding), value=7)
             batch["positions"] = row * (width + extra_padding) + column
-            loss, weight, metrics = make_loss(loss_flags(), table)(model, batch)
+            loss, weight, metrics = make_loss(table)(model, batch)
             loss.backward()
             weights += weight
             for name in {"loss", *metrics} - {"expert_entropy", "expert_min"}:  # these two are of a micro-batch
@@ -205,7 +203,7 @@ def test_gradient_raises_the_chosen_and_lowers_the_rejected(pairs):
     batch = pairs.collate(np.arange(len(ROWS)))
     with torch.no_grad():
         output = model(batch["input_ids"], supervised=batch["positions"])
-        loss_fn = make_loss(loss_flags(), answer_logprobs(output.logits, batch).view(2, -1).T)
+        loss_fn = make_loss(answer_logprobs(output.logits, batch).view(2, -1).T)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for _ in range(10):
         loss, weight, metrics = loss_fn(model, batch)
@@ -232,16 +230,15 @@ def test_logprob_gradient_equals_log_softmax():
 # The reference
 
 
-def setting(tmp_path) -> tuple[Run, Namespace]:
+def reference_in(tmp_path, model, data, max_seq_len: int = 512) -> torch.Tensor:
     run = Run(torch.device("cpu"), torch.float32)
-    return run, Namespace(cache_dir=str(tmp_path / "references"), max_seq_len=512)
+    return reference_logprobs(run, model, data, str(tmp_path / "references"), max_seq_len)
 
 
 def test_reference_is_computed_once_for_every_pair_and_found_again(pairs, tmp_path, monkeypatch):
-    run, args = setting(tmp_path)
     model = small_model(seed=2).eval()
     data = Data(*pairs.split(0.4, seed=1), "fingerprint")
-    table = reference_logprobs(run, args, model, data)
+    table = reference_in(tmp_path, model, data)
     for i in range(len(ROWS)):
         expected = [logp for logp, _ in naive_logprobs(model, pairs, i)]
         torch.testing.assert_close(table[i], torch.tensor(expected), rtol=1e-4, atol=1e-4)
@@ -249,32 +246,30 @@ def test_reference_is_computed_once_for_every_pair_and_found_again(pairs, tmp_pa
     calls = []
     monkeypatch.setattr(MiniMindForCausalLM, "forward", lambda *a, **k: calls.append(1))
     other_split = Data(*pairs.split(0.2, seed=7), "fingerprint")
-    assert torch.equal(reference_logprobs(run, args, model, other_split), table) and not calls
+    assert torch.equal(reference_in(tmp_path, model, other_split), table) and not calls
 
 
 def test_reference_of_other_weights_data_or_lengths_is_another(pairs, tmp_path):
-    run, args = setting(tmp_path)
     files = tmp_path / "references"
     data = Data(*pairs.split(0.4, seed=1), "fingerprint")
-    first = reference_logprobs(run, args, small_model(seed=2), data)
-    second = reference_logprobs(run, args, small_model(seed=3), data)
+    first = reference_in(tmp_path, small_model(seed=2), data)
+    second = reference_in(tmp_path, small_model(seed=3), data)
     assert not torch.equal(first, second) and len(list(files.iterdir())) == 2
-    reference_logprobs(run, args, small_model(seed=2), Data(data.train, data.heldout, "other data"))
-    reference_logprobs(run, Namespace(cache_dir=args.cache_dir, max_seq_len=100), small_model(seed=2), data)
+    reference_in(tmp_path, small_model(seed=2), Data(data.train, data.heldout, "other data"))
+    reference_in(tmp_path, small_model(seed=2), data, max_seq_len=100)
     assert len(list(files.iterdir())) == 4
 
 
 def test_a_damaged_reference_is_computed_again(pairs, tmp_path, capsys):
-    run, args = setting(tmp_path)
     data = Data(*pairs.split(0.0, seed=1), "fingerprint")
-    table = reference_logprobs(run, args, small_model(), data)
+    table = reference_in(tmp_path, small_model(), data)
     (file,) = (tmp_path / "references").iterdir()
     file.write_bytes(file.read_bytes()[:100])
-    assert torch.equal(reference_logprobs(run, args, small_model(), data), table)
+    assert torch.equal(reference_in(tmp_path, small_model(), data), table)
     assert "cannot be read" in capsys.readouterr().out
     for other in ({"a": table}, table[1:], table.double()):
         torch.save(other, file)
-        assert torch.equal(reference_logprobs(run, args, small_model(), data), table)
+        assert torch.equal(reference_in(tmp_path, small_model(), data), table)
         assert "holds something else" in capsys.readouterr().out
 
 
@@ -314,9 +309,8 @@ def test_impossible_flags_are_refused(flags, message, capsys):
 
 
 def test_a_full_disk_is_found_before_the_reference_pass_and_loses_none(pairs, tmp_path, monkeypatch):
-    run, args = setting(tmp_path)
     data, model = Data(*pairs.split(0.4, seed=0), "data"), small_model()
-    table = reference_logprobs(run, args, model, data)
+    table = reference_in(tmp_path, model, data)
     full = OSError(28, "No space left on device")
 
     def saves(*outcomes):
@@ -331,8 +325,8 @@ def test_a_full_disk_is_found_before_the_reference_pass_and_loses_none(pairs, tm
 
     other = Data(data.train, data.heldout, "other data")
     monkeypatch.setattr("training.reference.atomic_save", saves(None, full))
-    assert torch.equal(reference_logprobs(run, args, model, other), table), "it was full only at the end"
+    assert torch.equal(reference_in(tmp_path, model, other), table), "it was full only at the end"
     monkeypatch.setattr("training.reference.atomic_save", saves(full))
     monkeypatch.setattr("training.reference.fill_logprobs", lambda *args: pytest.fail("worked for nothing"))
     with pytest.raises(OSError, match="No space left on device. Make room, or point --cache_dir elsewhere"):
-        reference_logprobs(run, args, model, other)
+        reference_in(tmp_path, model, other)

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from on_device import FLAGS, STAGES, collate, make_stage, make_step
+from on_device import STAGES, collate, make_stage, make_step, make_updater
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -22,8 +22,8 @@ from toy import toy_model
 
 from inference.generation import Decoder
 from inference.sampling import SamplingParams
-from training.optim import Updater
 from training.processes import Run
+from training.updater import Updater
 
 pytestmark = pytest.mark.skipif(torch.version.cuda is None, reason="needs the CUDA build of torch: make test-extras")
 ATEN = torch.ops.aten
@@ -91,12 +91,13 @@ def batches() -> list[dict]:
 def test_a_step_does_not_wait(stage, use_moe, batches, fake):
     run = cuda_run()
     model, loss_fn = make_stage(stage, run, use_moe)
-    updater = ForwardOnly(run, FLAGS, model)
+    updater = make_updater(run, model, cls=ForwardOnly)
     make_batch = run.pinned(lambda i: {name: fake.from_tensor(tensor) for name, tensor in batches[i].items()})
     with NobodyWaits():
-        numbers = make_step(run, updater, loss_fn, [make_batch(0), make_batch(1)])
-        run.fetch(numbers)
-    assert isinstance(numbers, FakeTensor) and numbers.device.type == "cuda" and numbers.dtype == torch.float32
+        stats = make_step(run, updater, loss_fn, [make_batch(0), make_batch(1)])
+        stats.fetch()
+        loss = stats["loss"]
+    assert isinstance(loss, FakeTensor) and loss.device.type == "cuda" and loss.dtype == torch.float32
 
 
 @pytest.mark.parametrize("use_moe", [False, True], ids=["dense", "moe"])

@@ -1,22 +1,27 @@
 """The training loop: what a step is, what is logged and saved, and that an interrupted run continues exactly."""
 
+import itertools
+import math
 import os
 import re
 import signal
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
-from toy import largest_difference, same_weights, toy_args, toy_model, toy_run, toy_sequences, toy_train
+from toy import largest_difference, same_weights, toy_model, toy_run, toy_sequences, toy_train
 
 from dataset.batching import plan_batches
 from training.checkpoint import Progress, list_states
 from training.curves import read_log
-from training.loop import add_gradients, count_steps, place_in_epoch, steps_left, tokens_per_batch
+from training.loop import add_gradients, count_steps, tokens_per_batch
 from training.losses import next_token_loss
-from training.optim import Updater
-from training.report import Meter
+from training.optim import make_optimizer
+from training.source import Place, PlannedBatches
+from training.stats import StepStats
+from training.updater import Updater
 
 UPSTREAM_LINE = re.compile(r"Epoch:\[\d+/\d+\]\(\d+/\d+\) loss:[\d.]+ lr:\d\.\de-\d\d epoch_Time:[\d.]+min:")
 
@@ -47,68 +52,83 @@ def interrupt_at(step: int, number: int = signal.SIGTERM):
 
 
 @pytest.mark.parametrize("use_moe", [False, True])
-def test_a_step_does_not_depend_on_how_it_is_cut_into_micro_batches(use_moe, tmp_path):
+def test_a_step_does_not_depend_on_how_it_is_cut_into_micro_batches(use_moe):
     """8 x 1 == 4 x 2 == 3 + 3 + 2 sequences: the mean over all tokens of the step (upstream T4, T6)."""
     sequences, results = toy_sequences(), []
     for cuts in ([1] * 8, [2] * 4, [3, 3, 2], [8]):
         run, model = toy_run(), toy_model(use_moe=use_moe, aux_loss_alpha=0.1)
-        updater = Updater(run, toy_args(tmp_path), model)
+        updater, stats = Updater(run, model, make_optimizer(model, 1e-3, 0.1), scale=0.01), StepStats(run)
         for first in (0, 8, 16):
             ids = np.split(np.arange(first, first + 8), np.cumsum(cuts)[:-1])
-            _, sums = add_gradients(run, updater, next_token_loss, map(sequences.collate, ids), scale=0.01)
-            updater.step(sums, 0.01, lr=1e-3)
+            stats.begin()
+            add_gradients(run, updater, next_token_loss, map(sequences.collate, ids), stats)
+            updater.step(stats, lr=1e-3)
         results.append(model.state_dict())
     assert max(largest_difference(results[0], other) for other in results[1:]) < 1e-6
 
 
-def test_a_step_without_supervised_tokens_leaves_a_finite_model(tmp_path):
+def test_a_step_without_supervised_tokens_leaves_a_finite_model():
     run, model = toy_run(), toy_model()
-    updater = Updater(run, toy_args(tmp_path), model)
+    updater, stats = Updater(run, model, make_optimizer(model, 1e-3, 0.1)), StepStats(run)
     batch = toy_sequences().collate(np.arange(3))
     empty = {**batch, "positions": batch["positions"][:0], "targets": batch["targets"][:0]}
-    _, sums = add_gradients(run, updater, next_token_loss, iter([empty]), scale=1.0)
-    _, norm, skipped = updater.step(sums, 1.0, lr=1e-3)
-    assert norm == 0 and skipped == 0
+    add_gradients(run, updater, next_token_loss, [empty], stats)
+    updater.step(stats, lr=1e-3)
+    assert stats["grad_norm"] == 0 and stats["skipped"] == 0
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
-def test_every_sequence_is_trained_on_once_per_epoch_on_any_number_of_ranks():
-    plans = [[np.array([10 * e + i]) for i in range(7)] for e in range(2)]
+class Numbered(PlannedBatches):
+    """Two epochs of 7 micro-batches, which are the numbers 0 to 6, then 10 to 16."""
+
+    def __init__(self, window: int, rank: int = 0, world_size: int = 1, prefetched: int = 0):
+        run = toy_run()
+        run.rank, run.world_size = rank, world_size
+        units = SimpleNamespace(lengths=None, collate=lambda ids: int(ids[0]))
+        super().__init__(
+            run, units, 0, epochs=2, accumulation_steps=window // world_size, seed=0, prefetched=prefetched
+        )
+
+    def plan(self, epoch: int) -> list[np.ndarray]:
+        return [np.array([10 * epoch + i]) for i in range(7)]
+
+
+ALL_BATCHES = [*range(7), *range(10, 17)]
+
+
+@pytest.mark.parametrize("prefetched", [0, 1, 4])
+def test_every_sequence_is_trained_on_once_per_epoch_on_any_number_of_ranks(prefetched):
     for world_size in (1, 2, 3):
         seen = []
         for rank in range(world_size):
-            run, progress = toy_run(), Progress()
-            run.rank, run.world_size = rank, world_size
-            plan, window = plans.__getitem__, 2 * world_size
-            steps = steps_left(run, lambda ids: int(ids[0]), plan, 2, window, progress, Meter(), depth=1)
-            seen += [batch for step in steps for batch in step]
-        assert sorted(seen) == [*range(7), *range(10, 17)]
+            source = Numbered(2 * world_size, rank, world_size, prefetched)
+            for micro_batches in source:
+                seen += micro_batches
+        assert sorted(seen) == ALL_BATCHES
 
 
 def test_the_place_in_the_data_survives_a_change_of_the_number_of_processes():
     """A run of 2 processes continues with 4, and the other way round: nothing twice, nothing left out."""
-    plans = [[np.array([10 * e + i]) for i in range(7)] for e in range(2)]
     for first, second in ((2, 4), (4, 2), (1, 7), (7, 1)):
-        for stop in range(1, sum(-(-7 // first) for _ in plans)):
-            progress, seen = Progress(), []
-            plan = plans.__getitem__
-            before = steps_left(toy_run(), lambda ids: int(ids[0]), plan, 2, first, progress, Meter(), depth=0)
-            for _ in range(stop):
-                seen += list(next(before))
-                progress.step += 1
-            total = count_steps(7, 2, second, progress)
-            after = steps_left(toy_run(), lambda ids: int(ids[0]), plan, 2, second, progress, Meter(), depth=0)
-            remaining = [list(step) for step in after]
-            assert sorted(sum(remaining, seen)) == [*range(7), *range(10, 17)]
+        for stop in range(1, 2 * math.ceil(7 / first)):
+            before, after, seen = Numbered(first), Numbered(second), []
+            for micro_batches in itertools.islice(before, stop):
+                seen += micro_batches
+            after.load_state(before.state())
+            progress = Progress(step=stop)
+            total = count_steps(after, progress)
+            remaining = [list(micro_batches) for micro_batches in after]
+            assert sorted(sum(remaining, seen)) == ALL_BATCHES
             assert progress.step + len(remaining) == total
 
 
 def test_count_steps_keeps_the_step_of_an_unchanged_run():
     for step, (epoch, next_batch) in enumerate([(0, 0), (0, 3), (0, 6), (0, 9), (1, 3), (1, 6), (1, 9)]):
-        progress = Progress(step=-1, epoch=epoch, next_batch=next_batch)
-        assert count_steps(7, 2, 3, progress) == 6
+        source, progress = Numbered(3), Progress(step=-1)
+        source.load_state({"epoch": epoch, "next_batch": next_batch})
+        assert count_steps(source, progress) == 6
         assert progress.step == step
-        assert place_in_epoch(progress, 7, 3) == (step - 3 * epoch, 3)
+        assert source.place() == Place(epoch + 1, 2, step - 3 * epoch, 3)
 
 
 def test_the_budget_holds_the_longest_sequence():
@@ -118,7 +138,7 @@ def test_the_budget_holds_the_longest_sequence():
 
 def test_an_epoch_is_planned_when_it_begins(tmp_path):
     """The plans of a million epochs before the first step would take hours."""
-    with patch("training.loop.plan_batches", wraps=plan_batches) as planned:
+    with patch("training.source.plan_batches", wraps=plan_batches) as planned:
         toy_train(tmp_path, "--epochs", "1000000", "--max_steps", "2")
     assert planned.call_count < 5
 

@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from toy import toy_args, toy_model, toy_run
+from toy import toy_model
 
-from training.optim import Updater, clip_and_step, lr_at, make_optimizer
+from training.optim import clip_and_step, lr_at, make_optimizer
 
 
 def filled(model, value: float = 0.1):
@@ -101,17 +101,3 @@ def test_clipping_bounds_the_gradient_not_the_report():
     )
     norm, _ = clip_and_step(optimizer, no_scaler(), torch.tensor(1.0), grad_clip=1.0)
     assert norm > 1000 and seen[0].item() == pytest.approx(1.0, rel=1e-4)
-
-
-def test_a_state_with_one_counter_for_all_parameters_is_given_one_each(tmp_path):
-    """States written with --deepspeed once were such; fused AdamW then counted a step for every parameter."""
-    updater = Updater(toy_run(), toy_args(tmp_path), filled(toy_model()))
-    updater.step(torch.ones(2), 1.0, 1e-3)
-    state = updater.state()
-    shared = torch.tensor(1.0)
-    for entry in state["optimizer"]["state"].values():
-        entry["step"] = shared
-    updater.load_state(state)
-    filled(updater.full_model())
-    updater.step(torch.ones(2), 1.0, 1e-3)
-    assert {float(entry["step"]) for entry in updater.state()["optimizer"]["state"].values()} == {2.0}

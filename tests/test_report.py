@@ -22,20 +22,26 @@ from training.checkpoint import Progress
 from training.curves import draw, plot_log, read_log, series
 from training.losses import next_token_loss
 from training.report import Meter, Report, one_line
+from training.source import Place
 from training.trackers import NoTracker, start_tracker
 from training.watch import SPIKE_MIN, Watch
 
-NAMES = ["loss", "weight", "tokens", "positions", "nll", "stop", "save", "grad_norm", "skipped"]
+
+def numbers(loss=2.0, weight=10.0, skipped=0.0, stop=0.0, save=0.0) -> dict[str, float]:
+    """Those of a step, as they arrive from the device: float32."""
+    values = {"loss": loss * weight, "weight": weight, "tokens": 12.0, "positions": 16.0, "nll": loss * weight,
+              "stop": stop, "save": save, "grad_norm": 0.5, "skipped": skipped}  # fmt: skip
+    return {name: float(np.float32(value)) for name, value in values.items()}
 
 
-def numbers(loss=2.0, weight=10.0, skipped=0.0, stop=0.0, save=0.0) -> torch.Tensor:
-    return torch.tensor([loss * weight, weight, 12.0, 16.0, loss * weight, stop, save, 0.5, skipped])
+def make_watch(tmp_path):
+    return Watch(Meter(), Progress(), Report(toy_run(), toy_args(tmp_path), "log", total_steps=100))
 
 
-def make_watch(tmp_path, rank=0):
-    run, meter = toy_run(), Meter()
-    run.rank, meter.names = rank, NAMES
-    return Watch(meter, Progress(), Report(run, toy_args(tmp_path), "log", total_steps=100))
+def read(watch, **step) -> None:
+    """Let a step's numbers arrive."""
+    watch.put(lambda: numbers(**step))
+    watch.read()
 
 
 # Meter and report
@@ -43,14 +49,13 @@ def make_watch(tmp_path, rank=0):
 
 def test_means_are_weighted_and_skipped_steps_do_not_count():
     meter = Meter()
-    meter.names = NAMES
-    for values in (numbers(1.0, 10), numbers(4.0, 30), numbers(math.nan, 10, skipped=1)):
-        meter.add(values.tolist())
+    for step in (numbers(1.0, 10), numbers(4.0, 30), numbers(math.nan, 10, skipped=1)):
+        meter.add(step)
     means = meter.means()
     assert means["loss"] == means["nll"] == pytest.approx((10 + 120) / 40)
     assert means["grad_norm"] == 0.5 and means["padding"] == pytest.approx(1 - 12 / 16)
     meter.reset()
-    meter.add(numbers(math.nan, 10, skipped=1).tolist())
+    meter.add(numbers(math.nan, 10, skipped=1))
     assert math.isnan(meter.means()["loss"]), "a window of skipped steps has no loss"
 
 
@@ -117,12 +122,11 @@ def test_nothing_in_the_curves_covers_anything_else():
 def test_lines_fit_the_terminal(columns, tmp_path, capsys, monkeypatch):
     """Those of steps need up to 120 columns, held-out figures and samples no more than there are."""
     monkeypatch.setenv("COLUMNS", str(columns))
-    report = Report(toy_run(), toy_args(tmp_path, "--epochs", "12"), "log", total_steps=1)
-    meter, progress = Meter(), Progress(step=44_159, epoch=0)
-    meter.names = NAMES
-    meter.add(numbers(12.3456).tolist())
+    report = Report(toy_run(), toy_args(tmp_path), "log", total_steps=12 * 44_160)
+    meter = Meter()
+    meter.add(numbers(12.3456))
     meter.started -= 1e-3
-    report.log_step(progress, meter, 1.5e-3, (44_159, 44_160), 12 * 44_160)
+    report.log_step(Progress(step=44_159), Place(1, 12, 44_159, 44_160), 1.5e-3, meter)
     report.heldout(44_160, {f"heldout_some_figure_{i}": -123.4567 for i in range(9)})
     report.samples([("问" * 200, "答\n\n\x1b[31m" + "a" * 300), ("\n" * 64, "")])
     lines = capsys.readouterr().out.splitlines()
@@ -264,20 +268,18 @@ def test_no_tracker_by_default_and_on_other_ranks(tmp_path):
 def test_numbers_are_read_once_and_wishes_are_remembered(tmp_path):
     watch = make_watch(tmp_path)
     watch.read()
-    watch.put(numbers(stop=1.0).tolist)
+    watch.put(lambda: numbers(stop=1.0))
     assert not watch.stop
     watch.read()
     watch.read()
     assert watch.stop and not watch.save_due and watch.progress.tokens == 12
-    watch.put(numbers(save=2.0).tolist)
-    watch.read()
+    read(watch, save=2.0)
     assert watch.stop and watch.save_due
 
 
 def feed(watch: Watch, losses) -> None:
     for loss in losses:
-        watch.put(numbers(loss).tolist)
-        watch.read()
+        read(watch, loss=loss)
 
 
 def test_a_spike_of_ten_sigma_that_stays_is_told_once_and_counted(tmp_path, capsys):
@@ -340,9 +342,7 @@ def test_no_spike_is_told_before_there_is_something_to_compare_with(tmp_path):
 def test_five_skipped_steps_in_a_row_are_failing_four_are_not(tmp_path):
     watch = make_watch(tmp_path)
     for skipped in (1, 1, 1, 1, 0, 1, 1, 1, 1):
-        watch.put(numbers(skipped=skipped).tolist)
-        watch.read()
+        read(watch, skipped=skipped)
         assert not watch.is_failing
-    watch.put(numbers(skipped=1).tolist)
-    watch.read()
+    read(watch, skipped=1)
     assert watch.is_failing and watch.progress.skipped == 9

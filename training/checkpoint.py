@@ -1,7 +1,8 @@
 """The state that a run needs to continue exactly: written whole or not at all, read without executing anything in it.
 
 Weights for people (``out/pretrain_512.pth``) and states for continuing (``out/checkpoints/pretrain_512/``) are
-different files: a state also holds the optimizer, the place in the data plan and every rank's random generators.
+different files: a state also holds what the updater and the source of batches need to go on, each in its own words,
+and every rank's random generators.
 """
 
 import random
@@ -17,8 +18,9 @@ from common.tensor_files import UnreadableFile, atomic_save, nonfinite, read_tor
 from model.LMConfig import LMConfig, config_fields
 from model.model_flags import MODEL_FLAGS
 
-FORMAT = "minimind training state 2"
-PARTS = {"format", "model", "optimizer", "scaler", "progress", "random", "identity", "run_name", "tracker_id"}
+FORMAT = "minimind training state 3"
+PARTS = {"format", "updater", "source", "progress", "random", "identity", "run_name", "tracker_id"}
+BEFORE = "minimind training state 2"  # what was written until November 2026; see `in_todays_form`
 KEPT_STATES = 2
 
 # A continued run equals the unbroken one bit for bit if all flags are equal. These may change nevertheless:
@@ -41,11 +43,9 @@ class DifferentRunError(ValueError):
 
 @dataclass
 class Progress:
-    """Where a run stands; with weights, optimizer and random states, all it needs to continue."""
+    """What a run has done so far."""
 
     step: int = 0  # optimizer updates made, skipped ones included
-    epoch: int = 0
-    next_batch: int = 0  # first micro-batch of this epoch's plan that was not trained on
     tokens: int = 0  # real input tokens trained on
     skipped: int = 0  # steps dropped for a non-finite gradient
     bad_streak: int = 0  # how many of them in a row, now
@@ -89,29 +89,35 @@ def to_cpu(value, copies: dict | None = None):
     return value
 
 
-def state_path(directory: Path, progress: dict) -> Path:
-    """``epoch_0001_batch_000001234.pt``, the place in the data.
-
-    It is counted in micro-batches, not in steps, because a step is larger with more processes.
-    """
-    return directory / f"epoch_{progress['epoch']:04d}_batch_{progress['next_batch']:09d}.pt"
+def state_path(directory: Path, step: int) -> Path:
+    """``step_000001234.pt``."""
+    return directory / f"step_{step:09d}.pt"
 
 
 def list_states(directory: Path) -> list[Path]:
     """The complete states of a run, newest first; unfinished temporary files have other names."""
 
-    def place(path: Path) -> tuple[int, ...]:
-        return tuple(map(int, re.findall(r"\d+", path.name)))  # as numbers: epoch 10000 has more digits than the name
+    def age(path: Path) -> tuple:
+        numbers = [int(digits) for digits in re.findall(r"\d+", path.name)]  # 10 comes after 9
+        return path.name.startswith("step_"), numbers
 
-    return sorted(directory.glob("epoch_[0-9]*_batch_[0-9]*.pt"), key=place, reverse=True)
+    states = [*directory.glob("step_[0-9]*.pt"), *directory.glob("epoch_[0-9]*_batch_[0-9]*.pt")]  # BEFORE's names
+    return sorted(states, key=age, reverse=True)
 
 
 def write_state(directory: Path, state: dict) -> None:
-    """Write a state atomically, then delete all but the newest ``KEPT_STATES``. Raises OSError on a full disk."""
+    """Write a state atomically, then delete all but it and the ones before it, ``KEPT_STATES`` in all.
+
+    A state of a later step is deleted too: it was damaged, or it counted in smaller steps, with fewer processes.
+    Raises OSError on a full disk.
+    """
     directory.mkdir(parents=True, exist_ok=True)
-    atomic_save({"format": FORMAT, **state}, state_path(directory, state["progress"]))
-    for path in list_states(directory)[KEPT_STATES:]:
-        path.unlink(missing_ok=True)
+    path = state_path(directory, state["progress"]["step"])
+    atomic_save({"format": FORMAT, **state}, path)
+    states = list_states(directory)
+    newest = states.index(path)
+    for other in states[:newest] + states[newest + KEPT_STATES :]:
+        other.unlink(missing_ok=True)
 
 
 def read_state(path: Path) -> dict:
@@ -123,31 +129,66 @@ def read_state(path: Path) -> dict:
         state = read_torch_file(path)
     except (OSError, UnreadableFile) as error:
         raise CheckpointError(f"it {error}" if isinstance(error, UnreadableFile) else str(error)) from error
+    if isinstance(state, dict) and state.get("format") == BEFORE:
+        state = in_todays_form(state)
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = state.get("format", "no format") if isinstance(state, dict) else type(state).__name__
         raise CheckpointError(f"not a state of this version ({found!r} found, {FORMAT!r} expected)")
     if missing := PARTS - state.keys():
         raise CheckpointError(f"incomplete, without {', '.join(sorted(missing))}")
-    if problem := nonfinite({"model": state["model"], "optimizer": state["optimizer"]}):
+    if problem := nonfinite({"updater": state["updater"]}):
         raise CheckpointError(f"it {problem}")
     if not isinstance(state["identity"], dict):
         raise CheckpointError("it does not say of which run it is")
     return state
 
 
-def check_shapes(state: dict, shapes: dict[str, torch.Size]) -> None:
-    """Raises CheckpointError unless the parts of a state fit a model with these tensors."""
+def in_todays_form(state: dict) -> dict:
+    """A state of format BEFORE: its only source was a plan of the data, its only optimizer AdamW."""
+    try:
+        progress = dict(state["progress"])
+        place = {name: progress.pop(name) for name in ("epoch", "next_batch")}
+        updater = {"kind": "AdamW", **{name: state[name] for name in ("model", "optimizer", "scaler")}}
+        for entry in updater["optimizer"]["state"].values():
+            entry["step"] = entry["step"].clone()  # --deepspeed once wrote one counter, shared by all parameters
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"its parts are not those of a state ({error})") from error
+    return {**state, "format": FORMAT, "updater": updater, "source": place, "progress": progress}
+
+
+def check_parts(state: dict, source: dict) -> None:
+    """Raises CheckpointError unless the parts of a state that are the same for all runs are what they should be.
+
+    Args: source: what the run's source of batches gives as its place now; the state's must have the same entries.
+    """
+    try:
+        Progress(**state["progress"])
+        is_random = all(isinstance(entry["torch"], torch.Tensor) for entry in state["random"])
+        is_place = state["source"].keys() == source.keys()
+    except (AttributeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"its parts are not those of a state ({error})") from error
+    if not is_random or not is_place:
+        raise CheckpointError("its random generators or its place in the data are not those of a state")
+
+
+def check_weights_and_optimizer(state: dict, shapes: dict[str, torch.Size], kind: str, groups: list[dict]) -> None:
+    """Raises CheckpointError unless an updater's state fits a model with these tensors and such an optimizer.
+
+    Args: kind: name of the optimizer's class; groups: its ``param_groups``, with parameters numbered.
+    """
     try:
         found = {name: tensor.shape for name, tensor in state["model"].items()}
-        Progress(**state["progress"])
-        moments = [set(entry) for entry in state["optimizer"]["state"].values()]
-        is_sound = all(isinstance(entry["torch"], torch.Tensor) for entry in state["random"])
+        found_kind = state["kind"]
+        found_sizes = [len(group["params"]) for group in state["optimizer"]["param_groups"]]
     except (AttributeError, KeyError, TypeError) as error:
         raise CheckpointError(f"its parts are not those of a state ({error})") from error
     if wrong := [name for name in {**found, **shapes} if found.get(name) != shapes.get(name)]:
         raise CheckpointError(f"it holds another model: {wrong[0]} and {len(wrong) - 1} more tensors do not fit")
-    if not is_sound or any(names != {"step", "exp_avg", "exp_avg_sq"} for names in moments):
-        raise CheckpointError("its optimizer or random generators are not those of a state")
+    sizes = [len(group["params"]) for group in groups]
+    if (found_kind, found_sizes) != (kind, sizes):
+        raise CheckpointError(
+            f"its optimizer is {found_kind!r} with groups of {found_sizes} parameters, this run's {kind!r} of {sizes}"
+        )
 
 
 def read_newest_state(directory: Path, check, log=print) -> dict | None:

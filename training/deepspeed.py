@@ -13,50 +13,57 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .optim import make_optimizer, set_lr
+from .checkpoint import check_weights_and_optimizer
+from .optim import set_lr
+from .stats import StepStats
 
 DECIDED_BY_FLAGS = ("optimizer", "scheduler", "fp16", "bf16", "amp", "train_batch_size")
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class ZeroUpdater:
-    """The counterpart of training.optim.Updater, see there for what the methods promise."""
+    """The counterpart of training.updater.Updater, see there for what the methods promise. For AdamW alone.
+
+    Args: config: what `complete_config` returned.
+    """
 
     equal_shares = True  # ZeRO exchanges weights and gradients in every micro-batch, so all ranks need as many
 
-    def __init__(self, run, args, model: nn.Module):
+    def __init__(self, run, model: nn.Module, optimizer: torch.optim.AdamW, config: dict, *, scale: float = 1.0):
         os.environ.setdefault("DS_ACCELERATOR", run.device.type)
         os.environ.setdefault("LOCAL_RANK", "0")
         import deepspeed
 
         if run.device.type == "cpu":  # its only extension here, another all-reduce, would be compiled at the start
             deepspeed.ops.__compatible_ops__ = {}
-        self.run, self._module, self._deepspeed = run, model, deepspeed
+        self.run, self._module, self._deepspeed, self.scale = run, model, deepspeed, scale
         self.shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
         self._plain = copy.deepcopy(model)
         if not dist.is_initialized():  # one process without a launcher
             dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-        optimizer = make_optimizer(model, args.learning_rate, args.weight_decay)
+        self._kind = type(optimizer).__name__
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._groups = optimizer.state_dict()["param_groups"]
         self.model, self._zero, *_ = deepspeed.initialize(
-            model=model, optimizer=optimizer, config=complete_config(args, run.dtype), dist_init_required=False
+            model=model, optimizer=optimizer, config=config, dist_init_required=False
         )
         self._make_moments()
 
     def backward(self, loss: Tensor) -> None:
         self._zero.override_loss_scale(1.0)
-        self.model.backward(loss)
+        self.model.backward(loss * self.scale)
 
-    def step(self, sums: Tensor, scale: float, lr: float) -> tuple[Tensor, Tensor, Tensor]:
+    def step(self, stats: StepStats, lr: float) -> None:
         set_lr(self._zero.optimizer, lr)
-        sums = self.run.sum_over_ranks(sums)
+        stats.unpack(self.run.sum_over_ranks(stats.pack()))
+        weight = float(stats["weight"]) or 1.0  # nothing supervised: gradient 0, not 0 / 0
         # DeepSpeed averages over the ranks, then divides by its loss scale: make that the mean over the step's weight.
-        self._zero.override_loss_scale((float(sums[1]) or 1.0) * scale / self.run.world_size)
+        self._zero.override_loss_scale(weight * self.scale / self.run.world_size)
         self.model.step()
         skipped = float(self._zero.overflow)
         norm = float("inf") if skipped else float(self.model.get_global_grad_norm())
-        return sums, torch.tensor(norm, device=sums.device), torch.tensor(skipped, device=sums.device)
+        device = self.run.device
+        stats.finish(torch.tensor(norm, device=device), torch.tensor(skipped, device=device))
 
     def full_model(self) -> nn.Module:
         with torch.no_grad():
@@ -74,12 +81,21 @@ class ZeroUpdater:
     def state(self) -> dict:
         get = self._deepspeed.utils.safe_get_full_optimizer_state
         step = next(iter(self._zero.optimizer.state.values()))["step"]
-        moments = {
-            i: {"step": step.clone(), **{name: get(parameter, name) for name in MOMENTS}}
-            for i, parameter in enumerate(self._parameters)
+        moments = {}
+        for i, parameter in enumerate(self._parameters):
+            # A counter for each: fused AdamW adds 1 to every parameter's, so one for all would count n a step.
+            moments[i] = {"step": step.clone()}
+            for name in MOMENTS:
+                moments[i][name] = get(parameter, name)
+        return {
+            "kind": self._kind,
+            "model": self.full_model().state_dict(),
+            "optimizer": {"state": moments, "param_groups": self._groups},
+            "scaler": {},
         }
-        optimizer = {"state": moments, "param_groups": self._groups}
-        return {"model": self.full_model().state_dict(), "optimizer": optimizer, "scaler": {}}
+
+    def check_state(self, state: dict) -> None:
+        check_weights_and_optimizer(state, self.shapes, self._kind, self._groups)
 
     def load_state(self, state: dict) -> None:
         put = self._deepspeed.utils
@@ -109,42 +125,45 @@ class ZeroUpdater:
             self._zero._lazy_init_hp_params_optimizer_state()
 
 
-def check_config(args, device: torch.device) -> None:
+def check_config(path: str, batch_size: int, grad_clip: float, device: torch.device) -> None:
     """Raises ValueError, before any work, for a file of ``--deepspeed`` that DeepSpeed or this project cannot use."""
-    config = complete_config(args, torch.float32)
+    config = complete_config(path, batch_size, grad_clip, torch.float32)
     os.environ.setdefault("DS_ACCELERATOR", device.type)  # read when the package is imported
     from deepspeed.runtime.config import DeepSpeedConfig
 
     try:
         DeepSpeedConfig(config)
     except (ValueError, TypeError, AttributeError, KeyError, AssertionError) as error:  # it has no error of its own
-        raise ValueError(f"{args.deepspeed} is refused by DeepSpeed: {error}") from error
+        raise ValueError(f"{path} is refused by DeepSpeed: {error}") from error
 
 
-def complete_config(args, dtype: torch.dtype) -> dict:
-    """The user's DeepSpeed configuration, with everything that our flags decide. Raises ValueError on bad JSON."""
-    with open(args.deepspeed, encoding="utf-8") as file:
+def complete_config(path: str, batch_size: int, grad_clip: float, dtype: torch.dtype) -> dict:
+    """The user's DeepSpeed configuration, with everything that our flags decide. Raises ValueError on bad JSON.
+
+    Args: path: the file of ``--deepspeed``; batch_size, grad_clip: the flags of that name.
+    """
+    with open(path, encoding="utf-8") as file:
         try:
             config = json.load(file)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{args.deepspeed} is not JSON: {error}") from error
+            raise ValueError(f"{path} is not JSON: {error}") from error
     zero = config.get("zero_optimization") if isinstance(config, dict) else None
     if not isinstance(zero, dict):
-        raise ValueError(f"{args.deepspeed} must be a JSON object with an object zero_optimization in it")
+        raise ValueError(f"{path} must be a JSON object with an object zero_optimization in it")
     if type(zero.get("stage")) is not int or zero["stage"] not in (1, 2, 3):
-        raise ValueError(f"{args.deepspeed}: zero_optimization.stage is {zero.get('stage')!r}, must be 1, 2 or 3")
+        raise ValueError(f"{path}: zero_optimization.stage is {zero.get('stage')!r}, must be 1, 2 or 3")
     if ours := [key for key in DECIDED_BY_FLAGS if key in config]:
         raise ValueError(
-            f"{args.deepspeed}: leave out {', '.join(ours)}: the flags --learning_rate, --lr_schedule, --dtype and "
+            f"{path}: leave out {', '.join(ours)}: the flags --learning_rate, --lr_schedule, --dtype and "
             "--batch_size say that"
         )
     return {
         "steps_per_print": 2**31,
         "zero_allow_untested_optimizer": True,
         **config,
-        "train_micro_batch_size_per_gpu": args.batch_size,
+        "train_micro_batch_size_per_gpu": batch_size,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,  # we call step() when a step is complete
-        "gradient_clipping": args.grad_clip,
+        "gradient_clipping": grad_clip,
         "torch_autocast": {"enabled": dtype != torch.float32, "dtype": str(dtype).removeprefix("torch.")},
     }

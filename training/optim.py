@@ -1,4 +1,4 @@
-"""AdamW with the right parameter groups, the learning-rate schedule, and one optimizer step that survives NaNs."""
+"""The arithmetic of an update: AdamW with the right parameter groups, learning rates, and a step that survives NaNs."""
 
 import math
 
@@ -80,7 +80,7 @@ def clip_and_step(
         factor = factor * torch.clamp(grad_clip / (norm + 1e-6), max=1.0)
     torch._foreach_mul_(gradients, factor)
     skipped = 1.0 - torch.isfinite(norm).float()
-    if optimizer.defaults["fused"]:
+    if optimizer.defaults.get("fused"):
         optimizer.found_inf, optimizer.grad_scale = skipped, None
         optimizer.step()
         del optimizer.found_inf, optimizer.grad_scale
@@ -89,65 +89,3 @@ def clip_and_step(
     scaler.update()
     optimizer.zero_grad(set_to_none=True)
     return norm, skipped
-
-
-class Updater:
-    """Gradients in, new weights out: the optimizer of one model, replicated on every rank.
-
-    training/deepspeed.py has a class with the same methods that shards the optimizer and the weights.
-    """
-
-    equal_shares = False  # whether every rank must compute the same number of micro-batches in a step
-
-    def __init__(self, run, args, model: nn.Module):
-        self.run, self.grad_clip, self._model = run, args.grad_clip, model
-        self.shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-        self.optimizer = make_optimizer(model, args.learning_rate, args.weight_decay)
-        self.scaler = run.make_scaler()
-        self.model = run.compile(model, args.use_compile)  # what the forward pass goes through
-
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradients of a micro-batch's loss sum."""
-        self.scaler.scale(loss).backward()
-
-    def step(self, sums: Tensor, scale: float, lr: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Update the weights with the gradient of the mean over the step, of all ranks; one all-reduce.
-
-        Args:
-            sums: (K,) this rank's numbers of the step; the second is its weight.
-            scale: factor that the loss sums had in the backward pass.
-        Returns: sums (K,) over all ranks, gradient norm, skipped = 1.0 if the step was dropped.
-        """
-        set_lr(self.optimizer, lr)
-        sums = self.run.sum_gradients(self._model, sums)
-        weight = torch.where(sums[1] > 0, sums[1], 1.0)  # nothing supervised: gradient 0, not 0 / 0
-        norm, skipped = clip_and_step(self.optimizer, self.scaler, 1 / (scale * weight), self.grad_clip)
-        return sums, norm, skipped
-
-    def full_model(self) -> nn.Module:
-        """The model with all its weights, to evaluate and to save. All ranks must call it."""
-        return self._model
-
-    def state(self) -> dict:
-        """What a saved state needs of model and optimizer; tensors are not copied. All ranks must call it."""
-        optimizer, scaler = self.optimizer.state_dict(), self.scaler.state_dict()
-        return {"model": self._model.state_dict(), "optimizer": optimizer, "scaler": scaler}
-
-    def load_state(self, state: dict) -> None:
-        """Go on from what ``state()`` returned, on any number of ranks."""
-        self._model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        for entry in self.optimizer.state.values():
-            # AdamW adds 1 to each parameter's counter, and states written with --deepspeed once held one for all.
-            entry["step"] = entry["step"].clone()
-        if state["scaler"]:
-            self.scaler.load_state_dict(state["scaler"])
-
-
-def make_updater(run, args, model: nn.Module):
-    """AdamW on every rank, or DeepSpeed with the shards that the file of ``--deepspeed`` asks for."""
-    if not args.deepspeed:
-        return Updater(run, args, model)
-    from .deepspeed import ZeroUpdater
-
-    return ZeroUpdater(run, args, model)

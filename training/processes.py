@@ -158,7 +158,7 @@ def distributed_run(args) -> Iterator[Run]:
         if args.deepspeed:
             from .deepspeed import check_config
 
-            check_config(args, device)
+            check_config(args.deepspeed, args.batch_size, args.grad_clip, device)
     if device.type == "cpu":
         keep_freed_memory()
         keep_fewer_kernels()

@@ -26,16 +26,16 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def reference_logprobs(run: Run, args, model: nn.Module, data: Data) -> Tensor:
+def reference_logprobs(run: Run, model: nn.Module, data: Data, cache_dir: str, max_seq_len: int) -> Tensor:
     """Log-probabilities of both answers of every pair under ``model`` as it is now, on the device.
 
     Kept in ``{cache_dir}/reference-{key}.pt``; the key is a hash of the weights, the data, the pairs that
-    ``--max_seq_len`` leaves and the precision, so it is never stale. The ranks share the work.
+    ``max_seq_len`` leaves and the precision, so it is never stale. The ranks share the work.
     Returns: (P, 2) float32, chosen and rejected, indexed by a pair's number in the file; zeros for pairs left out.
     Raises: OSError when there is no room for it: before the work, which may take an hour.
     """
-    identity = f"{fingerprint(model)} {data.fingerprint} {args.max_seq_len} {run.dtype}"
-    path = Path(args.cache_dir) / f"reference-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.pt"
+    identity = f"{fingerprint(model)} {data.fingerprint} {max_seq_len} {run.dtype}"
+    path = Path(cache_dir) / f"reference-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.pt"
     units = [part for part in (data.train, data.heldout) if len(part)]
     table = torch.zeros(1 + max(int(part.pairs.max()) for part in units), 2, device=run.device)
     cached = _read(path, table.shape, run) if run.is_main else None

@@ -10,13 +10,16 @@ import shutil
 import textwrap
 import time
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tqdm import tqdm
 
+from .checkpoint import Progress
 from .curves import plot_log
 from .saver import plain_flags
+from .source import Place
+from .stats import StepStats, is_metric
 from .trackers import NoTracker
 
 FIRST_LINE = 4.0  # seconds after which the micro-batches of a first step that is not done yet are told
@@ -28,31 +31,36 @@ class Meter:
     """Adds up the numbers of the steps since the last log line, and the time that went by."""
 
     def __init__(self):
-        self.names: list[str] = []
         self.reset()
 
     def reset(self) -> None:
         """Start a new window."""
         self.sums: dict[str, float] = {}
-        self.steps = self.skipped = 0
-        self.idle, self.waited, self.started = 0.0, 0.0, time.perf_counter()
+        self.steps = 0
+        self.skipped = 0
+        self.idle = 0.0  # seconds of evaluations and saves
+        self.waited = 0.0  # seconds of waiting for data
+        self.started = time.perf_counter()
 
-    def add(self, values: list[float]) -> dict[str, float]:
-        """Add one step's numbers, in the order of ``names``; returns them by name. A skipped step adds nothing."""
-        numbers = dict(zip(self.names, values, strict=True))
+    def add(self, numbers: dict[str, float]) -> None:
+        """Add one step's numbers (`StepStats.fetch`). A skipped step adds nothing: its loss may be NaN."""
         self.steps += 1
         self.skipped += int(numbers["skipped"])
+        self._names = list(numbers)
         if not numbers["skipped"]:
             for name, value in numbers.items():
                 self.sums[name] = self.sums.get(name, 0.0) + value
-        return numbers
 
-    def wait_for(self, batches: Iterator):
-        """The next of ``batches``; the time it takes counts as waiting for data."""
-        started = time.perf_counter()
-        batch = next(batches)
-        self.waited += time.perf_counter() - started
-        return batch
+    def timed(self, batches: Iterable) -> Iterator:
+        """The same batches; the time that each takes to arrive counts as waiting for data."""
+        batches = iter(batches)
+        while True:
+            started = time.perf_counter()
+            batch = next(batches, None)
+            self.waited += time.perf_counter() - started
+            if batch is None:
+                return
+            yield batch
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -68,10 +76,10 @@ class Meter:
     def means(self) -> dict[str, float]:
         """Loss and stage metrics per unit of weight (``nll`` per token), gradient norm, and the rates of the window."""
         seconds = self.seconds()
-        sums = self.sums or dict.fromkeys(self.names, math.nan)
-        weight, positions, steps = max(sums["weight"], 1), max(sums["positions"], 1), max(self.steps, 1)
-        plain = ("weight", "tokens", "positions", "targets", "stop", "save", "grad_norm", "skipped")
-        means = {name: value / weight for name, value in sums.items() if name not in plain}
+        sums = self.sums or dict.fromkeys(self._names, math.nan)  # every step of the window was skipped
+        weight = max(sums["weight"], 1)
+        positions = max(sums["positions"], 1)
+        means = {name: value / weight for name, value in sums.items() if is_metric(name)}
         if "nll" in means and sums.get("targets"):
             means["nll"] = sums["nll"] / sums["targets"]  # where tokens differ in weight, targets != weight
         return {
@@ -80,7 +88,7 @@ class Meter:
             "tokens_per_s": sums["tokens"] / seconds,
             "data_wait": self.waited / seconds,
             "padding": 1 - sums["tokens"] / positions,
-            "seconds_per_step": seconds / steps,
+            "seconds_per_step": seconds / max(self.steps, 1),
         }
 
 
@@ -103,45 +111,40 @@ class Report:
             total=total_steps, initial=first_step, bar_format=shape, dynamic_ncols=True, disable=None, leave=False
         )
         self._tracker = tracker or NoTracker()
-        self._epochs, self._accumulation_steps = args.epochs, args.accumulation_steps
+        self._total_steps, self._accumulation_steps = total_steps, args.accumulation_steps
         self._is_silent, self._micro_batches = True, 0  # until the first line
         self._is_writable = True
         self._is_drawn = False
         self.record({"event": "start", "time": time.strftime("%Y-%m-%dT%H:%M:%S"), "flags": plain_flags(args)})
 
-    def log_step(self, progress, meter: Meter, lr: float, place: tuple[int, int], total_steps: int) -> None:
-        """One line in upstream's format plus rates, one JSON record; starts a new window of the meter.
-
-        Args: place: optimizer steps made in this epoch, and those it has.
-        """
+    def log_step(self, progress: Progress, place: Place, lr: float, meter: Meter) -> None:
+        """One line in upstream's format plus rates, one JSON record; starts a new window of the meter."""
         if self.active:
             means = meter.means()
-            step, steps = place
             seconds = means["seconds_per_step"]
             rates = [f"tokens/s:{means['tokens_per_s']:.0f}", f"grad_norm:{means['grad_norm']:.2f}"]
             rates += [f"data_wait:{means['data_wait']:.0%}"] if means["data_wait"] > DATA_WAIT else []
-            rates += [f"ETA:{clock((total_steps - progress.step) * seconds)}"]
-            minutes = (steps - step) * seconds / 60
-            self.line(format_line(self._epoch(progress), (step, steps), means["loss"], lr, minutes, *rates))
+            rates += [f"ETA:{clock((self._total_steps - progress.step) * seconds)}"]
+            minutes = (place.steps - place.step) * seconds / 60
+            self.line(format_line(place, place.step, means["loss"], lr, minutes, *rates))
             self._is_silent = False
-            self.record({"step": progress.step, "epoch": progress.epoch + 1, "lr": lr, "tokens": progress.tokens,
+            self.record({"step": progress.step, "epoch": place.epoch, "lr": lr, "tokens": progress.tokens,
                          "skipped": progress.skipped, **means})  # fmt: skip
         meter.reset()
 
-    def log_micro_batch(self, progress, meter: Meter, lr: float, place: tuple[int, int], names, sums) -> None:
-        """After each micro-batch: one line, on the screen only, if the run's first step is taking long.
-
-        Args: place: number of the step within its epoch, and steps of the epoch; names, sums: of the step so far.
-        """
+    def log_micro_batch(self, place: Place, lr: float, meter: Meter, stats: StepStats) -> None:
+        """After each micro-batch: one line, on the screen only, if the run's first step is taking long."""
         if not self.active or not self._is_silent:
             return
         self._micro_batches += 1
         if (seconds := meter.seconds()) > FIRST_LINE:
-            numbers = dict(zip(names, sums.tolist(), strict=True))
-            step, steps = place[0] - 1, place[1]
-            minutes = (steps - step) * seconds / self._micro_batches * self._accumulation_steps / 60
-            loss, rate = numbers["loss"] / max(numbers["weight"], 1), f"tokens/s:{numbers['tokens'] / seconds:.0f}"
-            self.line(format_line(self._epoch(progress), (step, steps), loss, lr, minutes, rate))
+            numbers = stats.so_far()
+            done = place.step - 1  # this step is not
+            seconds_per_step = seconds / self._micro_batches * self._accumulation_steps
+            minutes = (place.steps - done) * seconds_per_step / 60
+            loss = numbers["loss"] / max(numbers["weight"], 1)
+            rate = f"tokens/s:{numbers['tokens'] / seconds:.0f}"
+            self.line(format_line(place, done, loss, lr, minutes, rate))
             self._is_silent = False
 
     def line(self, text: str) -> None:
@@ -190,9 +193,6 @@ class Report:
             with self._tracker_may_fail():
                 self._tracker.finish()
 
-    def _epoch(self, progress) -> tuple[int, int]:
-        return progress.epoch + 1, self._epochs
-
     @contextlib.contextmanager
     def _disk_may_be_full(self) -> Iterator[None]:
         try:
@@ -220,15 +220,13 @@ def append_line(path: Path, line: bytes) -> None:
         file.write((b"" if file.read(1) in (b"", b"\n") else b"\n") + line + b"\n")
 
 
-def format_line(
-    epoch: tuple[int, int], step: tuple[int, int], loss: float, lr: float, minutes: float, *rates: str
-) -> str:
+def format_line(place: Place, step: int, loss: float, lr: float, minutes: float, *rates: str) -> str:
     """A log line in upstream's shape, in at most 120 columns.
 
-    Args: epoch, step: (this one, how many there are), the step within its epoch; minutes: left of the epoch.
+    Args: step: made in the epoch of ``place``; minutes: left of that epoch.
     """
-    place = f"Epoch:[{epoch[0]}/{epoch[1]}]({step[0]}/{step[1]})"
-    return " ".join([f"{place} loss:{loss:.3f} lr:{lr:.1e} epoch_Time:{minutes:.1f}min:", *rates])
+    epoch = f"Epoch:[{place.epoch}/{place.epochs}]({step}/{place.steps})"
+    return " ".join([f"{epoch} loss:{loss:.3f} lr:{lr:.1e} epoch_Time:{minutes:.1f}min:", *rates])
 
 
 def clock(seconds: float) -> str:

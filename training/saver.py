@@ -10,6 +10,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
+from torch import nn
+
 from common.tensor_files import named_tensors
 from model.LMConfig import config_fields
 from model.loading import save_weights, weights_path
@@ -18,7 +20,7 @@ from .checkpoint import (
     CheckpointError,
     DifferentRunError,
     Progress,
-    check_shapes,
+    check_parts,
     compare,
     list_states,
     new_run_flags,
@@ -45,18 +47,32 @@ class Saver:
     A save that fails (full disk) is told loudly and the run goes on: the files of the save before are still whole. So
     they are when the weights are broken and not saved; after two such saves in a row the run ends (``is_broken``).
 
+    What is saved for continuing is asked for and handed back, not looked into: ``updater.state()`` and
+    ``source.state()`` are any dicts of tensors and plain values.
+
     Args:
-        updater: gives and takes model, optimizer and loss scale (training/optim.py).
+        updater: of the weights (training/updater.py).
+        source: of the batches (training/source.py).
         weights: model -> the state dict saved for people.
         data_fingerprint: identifies the content of the training data.
         guard: says whether weights are broken.
     """
 
     def __init__(
-        self, run, args, config, updater, progress: Progress, weights, data_fingerprint: str, guard: WeightGuard
+        self,
+        run,
+        args,
+        config,
+        updater,
+        source,
+        progress: Progress,
+        guard: WeightGuard,
+        *,
+        data_fingerprint: str,
+        weights=nn.Module.state_dict,
     ):
-        self.run, self.args, self.updater, self.progress, self.weights = run, args, updater, progress, weights
-        self.guard = guard
+        self.run, self.args, self.updater, self.source, self.progress = run, args, updater, source, progress
+        self.guard, self.weights = guard, weights
         files = run_files(args, config)
         self.weights_path, self.directory = files.weights, files.states
         self.run_name = f"{files.weights.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -89,7 +105,8 @@ class Saver:
         """
         random_states = self.run.gather(random_state(self.run.device))
         model = self.updater.full_model()
-        parts, weights = self.updater.state(), self.weights(model)
+        updater_state, source_state = self.updater.state(), self.source.state()
+        weights = self.weights(model)
         self._last_save = time.monotonic()
         self.problem = self.guard.problem(model)
         self._refused = self._refused + 1 if self.problem else 0
@@ -103,7 +120,8 @@ class Saver:
             self._pending = None
         if self._pending is None:
             state = {
-                **parts,
+                "updater": updater_state,
+                "source": source_state,
                 "progress": asdict(self.progress),
                 "random": random_states,
                 "identity": self.identity,
@@ -167,7 +185,8 @@ class Saver:
         if state is None:
             self.run.log(f"{self.directory}: no usable state, --resume auto starts anew")
             return False
-        self.updater.load_state(state)
+        self.updater.load_state(state["updater"])
+        self.source.load_state(state["source"])
         for name, value in state["progress"].items():
             setattr(self.progress, name, value)
         if self.progress.bad_streak >= MAX_BAD_STEPS:
@@ -187,7 +206,8 @@ class Saver:
 
         def check(state: dict) -> None:
             told[:] = compare(state["identity"], self.identity, self.directory, self.weights_path)
-            check_shapes(state, self.updater.shapes)
+            check_parts(state, self.source.state())
+            self.updater.check_state(state["updater"])
 
         try:
             state = read_newest_state(self.directory, check, self.run.log)

@@ -20,19 +20,25 @@ class Watch:
     def __init__(self, meter: Meter, progress: Progress, report: Report):
         self.meter, self.progress, self.report = meter, progress, report
         self.stop = self.save_due = False
-        self._unread: Callable[[], list[float]] | None = None
+        self._unread: Callable[[], dict[str, float]] | None = None
         self._losses: deque[float] = deque(maxlen=SPIKE_WINDOW)
         self._high_steps = 0  # in a row, up to now
 
-    def put(self, numbers: Callable[[], list[float]]) -> None:
-        """Take the numbers of the step just made, in the order of ``meter.names``, on their way here: `Run.fetch`."""
+    def put(self, numbers: Callable[[], dict[str, float]]) -> None:
+        """Take the numbers of the step just made, on their way here (`StepStats.fetch`), and read those before them.
+
+        These have arrived by now: nobody waits.
+        """
+        self.read()
         self._unread = numbers
 
     def read(self) -> None:
         """Fetch the last numbers and act on them; nothing happens if there are none, or they were read before."""
         if self._unread is None:
             return
-        numbers, self._unread = self.meter.add(self._unread()), None
+        numbers = self._unread()
+        self._unread = None
+        self.meter.add(numbers)
         progress = self.progress
         progress.tokens += int(numbers["tokens"])
         self.stop |= bool(numbers["stop"])
