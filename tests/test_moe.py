@@ -3,10 +3,12 @@
 import math
 
 import pytest
+import tiny_model
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_model import make_ids
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     GraniteMoeSharedConfig,
@@ -15,26 +17,17 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from model.LMConfig import PUBLISHED, LMConfig
+from model.LMConfig import PUBLISHED
 from model.loading import count_parameters
 from model.model import MiniMindForCausalLM
 from model.moe import block_for, expert_share, group_visits, load_balance_loss, load_entropy
 
-TINY = {"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "vocab_size": 97, "max_seq_len": 64, "use_moe": True}
+TINY = {**tiny_model.TINY, "use_moe": True}
 
 
-def make_model(seed: int = 0, **changes) -> MiniMindForCausalLM:
+def make_model(**changes) -> MiniMindForCausalLM:
     """A tiny model with large weights, so that its router has clear opinions."""
-    torch.manual_seed(seed)
-    model = MiniMindForCausalLM(LMConfig(**{**TINY, **changes})).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.2 * torch.randn_like(parameter)
-    return model
-
-
-def make_ids(B: int = 3, T: int = 17) -> torch.Tensor:
-    return torch.randint(3, 97, (B, T), generator=torch.Generator().manual_seed(1))
+    return tiny_model.make_model(**{"use_moe": True, **changes})
 
 
 def swiglu(x, gate, up, down):
