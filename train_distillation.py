@@ -32,6 +32,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from common.flags import add_bool_flag, non_empty, parse_bool, plain_errors, real, whole
+from common.tensor_files import digest
 from model.chat_format import ChatFormat
 from model.LMConfig import PUBLISHED
 from model.loading import count_parameters, load_tokenizer
@@ -42,7 +43,7 @@ from training.inputs import load_data, starting_model
 from training.loop import train
 from training.losses import balance_loss, moe_metrics, supervised_forward, supervised_per_row, token_nll
 from training.processes import distributed_run
-from training.teacher import checksum, freeze, load_teacher, teacher_logits
+from training.teacher import freeze, load_teacher, teacher_logits
 
 QUESTIONS = ["你好，请介绍一下自己。", "世界上最高的山峰是什么？", "What is the capital of France?"]
 TEACHER = {"dim": 768, "n_layers": 16}  # MiniMind2, the usual one
@@ -167,7 +168,7 @@ def main(argv=None):
             tokenizer = load_tokenizer()
             student = starting_model(args, config_from(args, vocab_size=len(tokenizer)))
             teacher = load_teacher(args, tokenizer)
-            args.teacher_checksum = checksum(teacher)  # like a flag: --resume refuses another value
+            args.teacher_checksum = digest(teacher.state_dict())[:16]  # like a flag: --resume refuses another value
             teacher = freeze(teacher, run.dtype).to(run.device)
             data = load_data(run, args, ChatFormat(tokenizer), kind="chat")
         run.log(f"教师模型(LLM)总参数量：{count_parameters(teacher) / 1e6:.3f} 百万")

@@ -27,13 +27,14 @@ from argparse import SUPPRESS, Namespace
 import torch
 
 from common.flags import file_name, non_empty, one_of_these, plain_errors, problem, real, whole
+from dataset.batching import tokens_per_batch
 from model.chat_format import ChatFormat
 from model.loading import count_parameters, load_tokenizer
 from model.model_lora import LORA_TARGETS, apply_lora, lora_state_dict
 from training.cli import config_from, stage_parser
 from training.evaluation import Evaluation
 from training.inputs import load_data, starting_model
-from training.loop import tokens_per_batch, train
+from training.loop import train
 from training.losses import next_token_loss
 from training.processes import distributed_run
 

@@ -18,20 +18,16 @@ plain loop round by round.
 import argparse
 import copy
 import itertools
-import tempfile
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from benchmarks.inputs import add_input_flags, load_inputs, make_runs
 from benchmarks.machine import describe_machine
 from benchmarks.rounds import Step, add_timing_flags, print_rates, time_rounds
-from common.device import choose_device, choose_dtype
-from dataset.batching import Pairs, plan_batches
-from dataset.token_cache import open_token_cache
-from model.chat_format import ChatFormat
+from dataset.batching import Pairs, plan_batches, tokens_per_batch
 from model.LMConfig import LMConfig
-from model.loading import load_tokenizer
 from model.model import MiniMindForCausalLM
 from train_dpo import make_loss
 from training.loop import add_gradients
@@ -106,36 +102,26 @@ def our_step(run: Run, config: LMConfig, pairs: Pairs, positions: int, epochs: i
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_path", required=True, help="jsonl of pairs: its lengths decide the padding")
-    parser.add_argument("--dim", type=int, default=512, help="width of the model")
-    parser.add_argument("--n_layers", type=int, default=8, help="number of blocks")
-    parser.add_argument("--batch_size", type=int, default=4, help="pairs per step")
-    parser.add_argument("--max_seq_len", type=int, default=1024, help="what the plain loop pads to, in tokens")
+    add_input_flags(parser, "pairs", batch_size=4, max_seq_len=1024)
     parser.add_argument("--epochs", type=int, default=2, help="epochs that share the cost of our reference")
     add_timing_flags(parser, rounds=3, steps=2)
     args = parser.parse_args(argv)
 
-    device = choose_device(args.device)
-    tokenizer = load_tokenizer()
-    config = LMConfig(dim=args.dim, n_layers=args.n_layers, vocab_size=len(tokenizer))
-    with tempfile.TemporaryDirectory() as cache_dir:
-        cache = open_token_cache(args.data_path, "preference", ChatFormat(tokenizer), cache_dir, log=lambda line: None)
-        pairs = Pairs.from_cache(cache, args.max_seq_len)
-    fast_dtype, remark = choose_dtype("bfloat16", device)
-    full, fast = Run(device, torch.float32), Run(device, fast_dtype)
-    positions = max(round(args.batch_size * float(pairs.lengths.mean())), int(pairs.lengths.max()) + 15)
+    config, pairs = load_inputs(args, "preference")
+    full, fast, remark = make_runs(args.device)
+    positions = tokens_per_batch(args.batch_size, pairs.lengths)
     ours = (config, pairs, positions, args.epochs, args.compile)
     arms = {
         "plain": plain_step(full, config, pairs, args.batch_size, args.max_seq_len),
         "ours float32": our_step(full, *ours),
         "ours": our_step(fast, *ours),
     }
-    print(describe_machine(device), remark)
+    print(describe_machine(full.device), remark)
     print(
         f"{args.data_path}: {len(pairs)} pairs, {2 * pairs.rows.lengths.mean():.0f} tokens a pair on average, "
         f"{2 * args.max_seq_len} positions when padded"
     )
-    print_rates(time_rounds(arms, args.rounds, args.steps, device), "pairs", baseline="plain")
+    print_rates(time_rounds(arms, args.rounds, args.steps, full.device), "pairs", baseline="plain")
 
 
 if __name__ == "__main__":

@@ -27,14 +27,14 @@ import torch
 from benchmarks.machine import describe_machine
 from benchmarks.rounds import print_rates
 from common.memory import keep_fewer_kernels, keep_freed_memory, resident_memory
-from dataset.batching import Sequences, plan_batches
+from dataset.batching import Sequences, plan_batches, tokens_per_batch
 from dataset.token_cache import open_token_cache
 from model.chat_format import ChatFormat
 from model.LMConfig import LMConfig
 from model.loading import load_tokenizer
 from model.model import MiniMindForCausalLM
 from training import losses
-from training.loop import add_gradients, tokens_per_batch
+from training.loop import add_gradients
 from training.memory import KeptMemory, memory_report
 from training.optim import Updater
 from training.processes import Run

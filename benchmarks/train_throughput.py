@@ -14,20 +14,16 @@ are counted. Prints the median of the rounds, their range, and the ratio to the 
 """
 
 import argparse
-import tempfile
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from benchmarks.inputs import add_input_flags, load_inputs, make_runs
 from benchmarks.machine import describe_machine
 from benchmarks.rounds import Step, add_timing_flags, print_rates, time_rounds
-from common.device import choose_device, choose_dtype
 from dataset.batching import Sequences, plan_batches
-from dataset.token_cache import open_token_cache
-from model.chat_format import ChatFormat
 from model.LMConfig import LMConfig
-from model.loading import load_tokenizer
 from model.model import MiniMindForCausalLM
 from training.loop import add_gradients
 from training.losses import next_token_loss
@@ -85,33 +81,23 @@ def our_step(run: Run, config: LMConfig, units: Sequences, positions: int, use_c
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_path", required=True, help="jsonl of texts: its lengths decide the padding")
-    parser.add_argument("--dim", type=int, default=512, help="width of the model")
-    parser.add_argument("--n_layers", type=int, default=8, help="number of blocks")
-    parser.add_argument("--batch_size", type=int, default=8, help="rows of the plain loop")
-    parser.add_argument("--max_seq_len", type=int, default=512, help="longest sequence in tokens")
+    add_input_flags(parser, "texts", batch_size=8, max_seq_len=512)
     add_timing_flags(parser, rounds=3, steps=2)
     args = parser.parse_args(argv)
 
-    device = choose_device(args.device)
-    tokenizer = load_tokenizer()
-    config = LMConfig(dim=args.dim, n_layers=args.n_layers, vocab_size=len(tokenizer))
-    with tempfile.TemporaryDirectory() as cache_dir:
-        cache = open_token_cache(args.data_path, "text", ChatFormat(tokenizer), cache_dir, log=lambda line: None)
-        units = Sequences.from_cache(cache, args.max_seq_len)
+    config, units = load_inputs(args, "text")
     positions = args.batch_size * args.max_seq_len
-    fast_dtype, remark = choose_dtype("bfloat16", device)
-    full, fast = Run(device, torch.float32), Run(device, fast_dtype)
+    full, fast, remark = make_runs(args.device)
     arms = {
         "plain": plain_step(full, config, units, args.batch_size, args.max_seq_len),
         "ours float32": our_step(full, config, units, positions, args.compile),
         "ours": our_step(fast, config, units, positions, args.compile),
     }
-    print(describe_machine(device), remark)
+    print(describe_machine(full.device), remark)
     print(
         f"{args.data_path}: {len(units)} sequences, {units.lengths.mean():.0f} tokens on average, {positions} positions"
     )
-    print_rates(time_rounds(arms, args.rounds, args.steps, device), "real tokens", baseline="plain")
+    print_rates(time_rounds(arms, args.rounds, args.steps, full.device), "real tokens", baseline="plain")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Files of tensors: written all or nothing, read without running code, and every byte checked."""
 
+import hashlib
 import pickle
 import struct
 import zipfile
@@ -76,6 +77,15 @@ def check_checksums(file: BinaryIO | Path) -> None:
 
 def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [""])[0]
+
+
+def digest(tensors: dict[str, torch.Tensor], described: str = "") -> str:
+    """sha256 of names and values, and of a description: equal only for the same weights of the same model."""
+    result = hashlib.sha256(described.encode())
+    for name, tensor in tensors.items():
+        result.update(name.encode())
+        result.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return result.hexdigest()
 
 
 def named_tensors(value: object, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:

@@ -23,7 +23,6 @@ import shutil
 import socket
 import time
 import uuid
-import zlib
 from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.files import sync_directory, whole_file
+from common.files import crc32, sync_directory, whole_file
 from dataset.readers import DataError, ReadReport, require_file
 from dataset.tokenizing import Log, encoded_chunks
 from model.chat_format import ChatFormat
@@ -183,13 +182,8 @@ def _read_whole_meta(directory: Path) -> dict | None:
 
 
 def _checksums(directory: Path, names: Iterable[str]) -> dict[str, int]:
-    """CRC-32 of each array's file, at 1 to 3 GB a second."""
-    checksums = dict.fromkeys(names, 0)
-    for name in checksums:
-        with (directory / f"{name}.bin").open("rb") as file:
-            while block := file.read(2**20):
-                checksums[name] = zlib.crc32(block, checksums[name])
-    return checksums
+    """CRC-32 of each array's file."""
+    return {name: crc32(directory / f"{name}.bin") for name in names}
 
 
 def _write_meta(directory: Path, meta: dict) -> None:

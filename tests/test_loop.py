@@ -13,10 +13,10 @@ import pytest
 import torch
 from toy import largest_difference, same_weights, toy_model, toy_run, toy_sequences, toy_train
 
-from dataset.batching import plan_batches
+from dataset.batching import plan_batches, tokens_per_batch
 from training.checkpoint import Progress, list_states
 from training.curves import read_log
-from training.loop import add_gradients, count_steps, tokens_per_batch
+from training.loop import add_gradients, count_steps
 from training.losses import next_token_loss
 from training.optim import make_optimizer
 from training.source import Place, PlannedBatches

@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
 from torch import nn
 
 from common.flags import plain_errors
+from dataset.batching import tokens_per_batch
 
 from .checkpoint import Progress, new_run_flags
 from .evaluation import Evaluation
@@ -219,11 +219,6 @@ def few_steps_remark(args, steps: int, rows: int) -> str:
 def is_due(step: int, interval: int, early: tuple[int, ...] = ()) -> bool:
     """True every ``interval`` steps and, before the first of them, at the steps ``early``; never for interval 0."""
     return interval > 0 and (step % interval == 0 or (step < interval and step in early))
-
-
-def tokens_per_batch(batch_size: int, lengths: np.ndarray) -> int:
-    """Positions in a micro-batch: ``batch_size`` rows of mean length, and at least one of the longest."""
-    return max(round(batch_size * float(lengths.mean())), int(lengths.max()) + 15)
 
 
 def add_gradients(

@@ -9,21 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from common.tensor_files import UnreadableFile, atomic_save, read_torch_file
-from dataset.batching import Pairs, plan_batches
+from common.tensor_files import UnreadableFile, atomic_save, digest, read_torch_file
+from dataset.batching import Pairs, plan_batches, tokens_per_batch
 
 from .inputs import Data
 from .losses import answer_logprobs
 from .processes import Run
-
-
-def fingerprint(model: nn.Module) -> str:
-    """sha256 of a model's configuration and weights."""
-    digest = hashlib.sha256(model.config.to_json_string().encode())
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def reference_logprobs(run: Run, model: nn.Module, data: Data, cache_dir: str, max_seq_len: int) -> Tensor:
@@ -34,7 +25,8 @@ def reference_logprobs(run: Run, model: nn.Module, data: Data, cache_dir: str, m
     Returns: (P, 2) float32, chosen and rejected, indexed by a pair's number in the file; zeros for pairs left out.
     Raises: OSError when there is no room for it: before the work, which may take an hour.
     """
-    identity = f"{fingerprint(model)} {data.fingerprint} {max_seq_len} {run.dtype}"
+    weights = digest(model.state_dict(), model.config.to_json_string())
+    identity = f"{weights} {data.fingerprint} {max_seq_len} {run.dtype}"
     path = Path(cache_dir) / f"reference-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.pt"
     units = [part for part in (data.train, data.heldout) if len(part)]
     table = torch.zeros(1 + max(int(part.pairs.max()) for part in units), 2, device=run.device)
@@ -71,7 +63,7 @@ def _why_no_room(path: Path, table: Tensor) -> str | None:
 @torch.no_grad()
 def fill_logprobs(run: Run, model: nn.Module, pairs: Pairs, table: Tensor) -> None:
     """Write the log-probabilities of this rank's share of ``pairs`` into their rows of ``table`` (P, 2)."""
-    budget = max(int(pairs.lengths.max()) + 15, round(32 * float(pairs.lengths.mean())))
+    budget = tokens_per_batch(32, pairs.lengths)
     collate = run.pinned(pairs.collate)
     for ids in plan_batches(pairs.lengths, budget, seed=0, epoch=0)[run.rank :: run.world_size]:
         batch = run.to_device(collate(ids))

@@ -5,13 +5,13 @@ import shlex
 import shutil
 import sys
 import time
-import zlib
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
 from torch import nn
 
+from common.files import crc32
 from common.tensor_files import named_tensors
 from model.LMConfig import config_fields
 from model.loading import save_weights, weights_path
@@ -269,7 +269,7 @@ def starting_checksum(args, config) -> str:
         return "random"
     is_file = args.from_weight.endswith(".pth")
     path = Path(args.from_weight) if is_file else weights_path(args.out_dir, args.from_weight, config)
-    return f"{zlib.crc32(path.read_bytes()):08x}" if path.is_file() else "missing"
+    return f"{crc32(path):08x}" if path.is_file() else "missing"
 
 
 def free_space(path: Path) -> str:

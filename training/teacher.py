@@ -1,7 +1,5 @@
 """The teacher of distillation: where it comes from, and what it says at the supervised positions."""
 
-import zlib
-
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -38,14 +36,6 @@ def load_teacher(args, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
             "let the teacher write answers and learn from these with train_full_sft.py"
         )
     return teacher
-
-
-def checksum(teacher: PreTrainedModel) -> str:
-    """Identifies the teacher's weights, wherever they lie: a run continued with another one would be neither run."""
-    value = 0
-    for tensor in teacher.state_dict().values():
-        value = zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy(), value)
-    return f"{value:08x}"
 
 
 def freeze(teacher: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
