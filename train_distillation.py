@@ -31,22 +31,19 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from common.flags import add_bool_flag, non_empty, parse_bool, plain_errors, real, whole
+from common.flags import non_empty, parse_bool, plain_errors, real, whole
 from common.tensor_files import digest
 from model.chat_format import ChatFormat
-from model.LMConfig import PUBLISHED
 from model.loading import count_parameters, load_tokenizer
-from model.model_flags import settle_model
 from training.cli import config_from, stage_parser
 from training.evaluation import Evaluation
 from training.inputs import load_data, starting_model
 from training.loop import train
 from training.losses import balance_loss, moe_metrics, supervised_forward, supervised_per_row, token_nll
 from training.processes import distributed_run
-from training.teacher import freeze, load_teacher, teacher_logits
+from training.teacher import add_teacher_flags, freeze, load_teacher, settle_teacher, teacher_logits
 
 QUESTIONS = ["你好，请介绍一下自己。", "世界上最高的山峰是什么？", "What is the capital of France?"]
-TEACHER = {"dim": 768, "n_layers": 16}  # MiniMind2, the usual one
 CHUNK = 1024  # tokens whose float32 probabilities (26 MB a table, there are about six) exist at the same time
 
 
@@ -115,16 +112,7 @@ def parse_args(argv=None):
     group.add_argument(
         "--top_k", type=whole(0, 2**16), default=0, help="compare the teacher's likeliest tokens only; 0: all"
     )
-    group.add_argument(
-        "--teacher_model", choices=sorted(PUBLISHED), metavar="NAME", help="all sizes of a published model"
-    )
-    group.add_argument("--teacher_dim", "--teacher_hidden_size", type=whole(1, 2**16), help="width of the teacher")
-    group.add_argument("--teacher_n_layers", "--teacher_num_layers", type=whole(1, 1000), help="blocks of the teacher")
-    add_bool_flag(group, "--teacher_use_moe", default=None, help="the teacher is a mixture of experts")
-    group.add_argument(
-        "--from_teacher_weight", type=non_empty, default="full_sft", help="the teacher's stage name, or a .pth file"
-    )
-    group.add_argument("--teacher_path", type=non_empty, metavar="DIR", help="or a model directory of transformers")
+    add_teacher_flags(group)
     group.add_argument(
         "--student_hidden_size", dest="dim", type=whole(1, 2**16), default=SUPPRESS, help="same as --dim"
     )
@@ -146,19 +134,7 @@ def distillation_problems(args) -> list[str]:
     problems = []
     if args.top_k and args.kl == "reverse":
         problems.append("--top_k with --kl reverse: outside the top k the teacher says 0, the reverse KL is infinite")
-    if args.from_teacher_weight == "none":
-        problems.append("--from_teacher_weight none: a teacher with random weights teaches nothing")
-    is_chosen = args.teacher_dim or args.teacher_model or args.teacher_path
-    weight = "none" if args.teacher_path else args.from_teacher_weight
-    settled = settle_model(args, weight, prefix="teacher_", sizes=TEACHER)
-    args.teacher_config, args.teacher_weights = settled.config, settled.weights
-    args.remarks += settled.remarks
-    if args.teacher_weights and args.teacher_weights == args.start_weights and not is_chosen:
-        problems.append(
-            f"the teacher: {args.teacher_weights} is what the student starts from, and no other is there: pass "
-            "--teacher_dim, --from_teacher_weight or --teacher_path; or --from_weight none and the student's --dim"
-        )
-    return problems + [f"the teacher: {problem}" for problem in settled.problems]
+    return problems + settle_teacher(args)
 
 
 def main(argv=None):

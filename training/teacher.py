@@ -4,13 +4,52 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from common.flags import add_bool_flag, non_empty, whole
 from model.folders import load_directory
-from model.LMConfig import LMConfig, config_fields
+from model.LMConfig import PUBLISHED, LMConfig, config_fields
 from model.model import MiniMindForCausalLM
+from model.model_flags import settle_model
 from model.moe import Experts
 
 from .inputs import model_from
 from .losses import supervised_forward
+
+TEACHER = {"dim": 768, "n_layers": 16}  # MiniMind2, the usual one
+
+
+def add_teacher_flags(group) -> None:
+    """The flags that name the teacher; `settle_teacher` understands them."""
+    group.add_argument(
+        "--teacher_model", choices=sorted(PUBLISHED), metavar="NAME", help="all sizes of a published model"
+    )
+    group.add_argument("--teacher_dim", "--teacher_hidden_size", type=whole(1, 2**16), help="width of the teacher")
+    group.add_argument("--teacher_n_layers", "--teacher_num_layers", type=whole(1, 1000), help="blocks of the teacher")
+    add_bool_flag(group, "--teacher_use_moe", default=None, help="the teacher is a mixture of experts")
+    group.add_argument(
+        "--from_teacher_weight", type=non_empty, default="full_sft", help="the teacher's stage name, or a .pth file"
+    )
+    group.add_argument("--teacher_path", type=non_empty, metavar="DIR", help="or a model directory of transformers")
+
+
+def settle_teacher(args) -> list[str]:
+    """Find the teacher that the flags name; returns what is wrong with it.
+
+    Sets ``teacher_config`` and ``teacher_weights``, and adds remarks about what was assumed.
+    """
+    problems = []
+    if args.from_teacher_weight == "none":
+        problems.append("--from_teacher_weight none: a teacher with random weights teaches nothing")
+    is_chosen = args.teacher_dim or args.teacher_model or args.teacher_path
+    weight = "none" if args.teacher_path else args.from_teacher_weight
+    settled = settle_model(args, weight, prefix="teacher_", sizes=TEACHER)
+    args.teacher_config, args.teacher_weights = settled.config, settled.weights
+    args.remarks += settled.remarks
+    if args.teacher_weights and args.teacher_weights == args.start_weights and not is_chosen:
+        problems.append(
+            f"the teacher: {args.teacher_weights} is what the student starts from, and no other is there: pass "
+            "--teacher_dim, --from_teacher_weight or --teacher_path; or --from_weight none and the student's --dim"
+        )
+    return problems + [f"the teacher: {problem}" for problem in settled.problems]
 
 
 def load_teacher(args, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
