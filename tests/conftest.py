@@ -36,3 +36,15 @@ def write_jsonl(tmp_path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> tuple[Path, bytes]:
+    """The folder of a run stopped after 8 steps with two states, and the bytes of the newest. Nobody changes it."""
+    from test_loop import interrupt_at, states  # most tests need nothing of training
+    from toy import toy_train
+
+    out = tmp_path_factory.mktemp("trained")
+    with pytest.raises(SystemExit):
+        toy_train(out, "--save_interval", "4", loss_fn=interrupt_at(7))
+    return out, states(out)[0].read_bytes()
