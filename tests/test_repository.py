@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import graphlib
 import importlib
 import itertools
 import re
@@ -85,6 +86,44 @@ def test_modules_import_only_what_lies_below_them(path):
     assert not lazy, f"import {sorted(lazy)} inside a function: its package is optional"
     scripts = names & {script.stem for script in SCRIPTS} - {path.stem}
     assert not scripts, f"scripts are run, not imported: {sorted(scripts)}"
+
+
+def imported_files(path: Path, roots: tuple[Path, ...]) -> set[Path]:
+    """The files below `roots` that a file imports, also inside functions."""
+    places = []
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.Import):
+            places += [root / alias.name.replace(".", "/") for root in roots for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            folders = [path.parents[node.level - 1]] if node.level else roots
+            for folder in folders:
+                module = folder / (node.module or "").replace(".", "/")
+                places += [module, *(module / alias.name for alias in node.names)]  # from training import loop
+    return {file for place in places if (file := place.with_name(place.name + ".py")).is_file()}
+
+
+def order(paths: list[Path], roots: tuple[Path, ...]) -> list[Path]:
+    """The files in an order in which each comes after all that it imports. Raises graphlib.CycleError."""
+    return list(graphlib.TopologicalSorter({path: imported_files(path, roots) for path in paths}).static_order())
+
+
+def test_no_circle_of_files_that_import_each_other():
+    assert set(order(CODE, (ROOT, ROOT / "scripts"))) == set(CODE)  # scripts find each other without their folder
+
+
+@pytest.mark.parametrize(
+    "import_a", ["from folder.a import f", "from folder import a", "from .a import f", "import folder.a"]
+)
+def test_a_circle_is_found_in_imports_of_every_form(tmp_path, import_a):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a.py").write_text("from .b import g\n")
+    (folder / "b.py").write_text("")
+    files = [folder / "a.py", folder / "b.py"]
+    assert order(files, (tmp_path,)) == files[::-1]
+    (folder / "b.py").write_text(f"def g():\n    {import_a}\n")
+    with pytest.raises(graphlib.CycleError):
+        order(files, (tmp_path,))
 
 
 @pytest.mark.parametrize("path", CODE, ids=name_of)
