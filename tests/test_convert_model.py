@@ -1,0 +1,145 @@
+"""scripts/convert_model.py from the outside: there and back, what it says, what it refuses; nothing is left behind."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from model.layouts import LAYOUTS, from_ours
+from model.LMConfig import LMConfig, config_fields
+from model.loading import load_tokenizer, save_weights
+from model.model import MiniMindForCausalLM
+from model.record import read_record, write_record
+from scripts.convert_model import main
+
+SIZES = {"dim": 64, "n_layers": 2, "hidden_dim": 96, "max_seq_len": 256}
+V3 = {"n_kv_heads": 4, "qk_norm": True, "norm_eps": 1e-6}
+KINDS = {
+    "LlamaForCausalLM": {},
+    "Qwen3ForCausalLM": V3,
+    "Ernie4_5_MoeForCausalLM": {"use_moe": True},
+    "Qwen3MoeForCausalLM": {**V3, "use_moe": True, "n_shared_experts": False, "num_experts_per_tok": 1},
+}
+
+
+def random_model(**fields) -> MiniMindForCausalLM:
+    torch.manual_seed(0)
+    model = MiniMindForCausalLM(LMConfig(**{**SIZES, **fields})).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.normal_(1.0 if "norm" in name else 0.0, 0.2)
+    return model
+
+
+@pytest.fixture(params=KINDS)
+def case(request, tmp_path):
+    """A .pth file with its record: (architecture of transformers, the model, the file)."""
+    model = random_model(**KINDS[request.param])
+    path = tmp_path / "full_sft_64.pth"
+    save_weights(model.state_dict(), path)
+    write_record(path, model.config)
+    return request.param, model, path
+
+
+def test_there_and_back_loses_nothing(case, tmp_path, capsys):
+    architecture, model, path = case
+    main([str(path), str(tmp_path / "folder")])
+    assert f"folder: {architecture}, its logits are " in capsys.readouterr().out
+    assert json.loads((tmp_path / "folder" / "config.json").read_text())["architectures"] == [architecture]
+    main([str(tmp_path / "folder"), str(tmp_path / "back.pth")])
+    back = torch.load(tmp_path / "back.pth", weights_only=True)
+    assert back.keys() == model.state_dict().keys()
+    assert all(torch.equal(back[name], tensor) for name, tensor in model.state_dict().items())
+    fields = config_fields(read_record(tmp_path / "back.pth")[0]["config"])
+    ours = config_fields(model.config)
+    training = {"aux_loss_alpha", "seq_aux"}  # no other architecture has them
+    assert {k: v for k, v in fields.items() if k not in training} == {
+        k: v for k, v in ours.items() if k not in training
+    }
+
+
+def test_transformers_answers_the_same_without_our_code(case, tmp_path):
+    _, model, path = case
+    main([str(path), str(tmp_path / "folder")])
+    other = AutoModelForCausalLM.from_pretrained(tmp_path / "folder", dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "folder")
+    messages = [{"role": "user", "content": "你好 hello"}]
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=False)
+    assert ids.tolist() == load_tokenizer().apply_chat_template(
+        [messages], add_generation_prompt=True, return_dict=False
+    )
+    greedy = {"max_new_tokens": 16, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    assert torch.equal(other.generate(ids, **greedy), model.generate(ids, **greedy))
+
+
+@pytest.mark.parametrize("stored", ["f16", "q8_0"])
+def test_a_gguf_file_and_its_modelfile(case, tmp_path, capsys, stored):
+    _, _, path = case
+    main([str(path), str(tmp_path / "x" / "m.gguf"), "--dtype", stored])
+    assert f"m.gguf: {stored}: logits of what it holds are " in capsys.readouterr().out
+    assert (tmp_path / "x" / "m.Modelfile").read_text(encoding="utf-8").startswith("FROM ./m.gguf\n")
+
+
+def test_other_architectures_on_request(tmp_path, capsys):
+    model = random_model(use_moe=True)
+    save_weights(model.state_dict(), tmp_path / "m_64_moe.pth")
+    for architecture in ("granitemoeshared", "qwen2_moe"):
+        main([str(tmp_path / "m_64_moe.pth"), str(tmp_path / architecture), "--architecture", architecture])
+    assert "assumed: n_heads 8" in capsys.readouterr().out
+
+
+def test_half_precision_is_compared_with_the_rounded_model(tmp_path, capsys):
+    model = random_model()
+    save_weights(model.state_dict(), tmp_path / "m_64.pth")
+    main([str(tmp_path / "m_64.pth"), str(tmp_path / "half"), "--dtype", "bf16"])
+    assert "from those in float32" in capsys.readouterr().out
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "half")
+    assert loaded.dtype == torch.bfloat16
+
+
+def test_minimind_of_2024_needs_no_flags(tmp_path, capsys):
+    model = random_model(n_heads=16, n_kv_heads=8, rope_theta=1e4, max_seq_len=512)
+    torch.save(from_ours(model.state_dict(), LAYOUTS["2025-02"], model.config.head_dim), tmp_path / "full_sft_64.pth")
+    main([str(tmp_path / "full_sft_64.pth"), str(tmp_path / "folder")])
+    assert "layout 2025-02" in capsys.readouterr().out
+    other = AutoModelForCausalLM.from_pretrained(tmp_path / "folder").eval()
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(other(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "arguments, reason",
+    [
+        (["missing.pth", "x"], "missing.pth not found"),
+        (["m_64.pth", "taken"], "taken exists"),
+        (["m_64.pth", "m_64.pth"], "m_64.pth exists"),
+        (["m_64.pth", "taken.gguf"], "taken.gguf exists"),
+        (["m_64.pth", "x", "--architecture", "qwen3"], "qk_norm is False"),
+        (["m_64.pth", "x", "--dim", "128"], "--dim 128 contradicts dim 64"),
+        (["m_64.pth", "x", "--dtype", "q8_0"], "a folder holds one of"),
+        (["m_64.pth", "x.pth", "--dtype", "f16"], "holds float32"),
+        (["m_64.pth", "x.gguf", "--architecture", "llama"], "leave it out"),
+        (["damaged.pth", "x"], "damaged.pth is cut off or damaged"),
+        (["folder", "x.pth"], "attention_bias is True"),
+    ],
+)
+def test_what_cannot_be_converted_leaves_nothing(tmp_path, monkeypatch, capsys, arguments, reason):
+    model = random_model()
+    monkeypatch.chdir(tmp_path)
+    save_weights(model.state_dict(), tmp_path / "m_64.pth")
+    write_record(tmp_path / "m_64.pth", model.config)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").write_text("mine")
+    (tmp_path / "taken.gguf").write_text("mine")
+    (tmp_path / "damaged.pth").write_bytes((tmp_path / "m_64.pth").read_bytes()[:5000])
+    main(["m_64.pth", "folder"])
+    fields = json.loads((tmp_path / "folder" / "config.json").read_text())
+    (tmp_path / "folder" / "config.json").write_text(json.dumps({**fields, "attention_bias": True}))
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit:
+        main(arguments)
+    assert exit.value.code == 2 and reason in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
