@@ -36,8 +36,10 @@ from model.model import MiniMindForCausalLM
 from training import losses
 from training.loop import add_gradients
 from training.memory import KeptMemory, memory_report
-from training.optim import Updater
+from training.optim import make_optimizer
 from training.processes import Run
+from training.stats import StepStats
+from training.updater import Updater
 
 ARMS = ("as a run", "kept", "C library", "1024 kernels", "whole loss", "large pages")
 
@@ -68,15 +70,17 @@ def worker(arm: str, args: argparse.Namespace, connection: Connection) -> None:
     model = MiniMindForCausalLM(LMConfig(dim=args.dim, n_layers=args.n_layers, vocab_size=len(tokenizer)))
     _, needed = memory_report(run, args, model, losses.next_token_loss, units, budget)
     kept = KeptMemory(0 if arm in ("kept", "C library") else needed)
-    updater = Updater(run, args, model)
+    updater = Updater(run, model, make_optimizer(model, 5e-4, weight_decay=0.1), scale=1 / budget)
+    stats = StepStats(run)
     batches = (ids for epoch in count() for ids in plan_batches(units.lengths, budget, seed=0, epoch=epoch))
     connection.send("ready")
     while steps := connection.recv():
         tokens, held, started = 0, 0, time.process_time()
         for _ in range(steps):
             batch = units.collate(next(batches))
-            _, sums = add_gradients(run, updater, losses.next_token_loss, iter([batch]), scale=1 / budget)
-            updater.step(sums, 1 / budget, args.learning_rate)
+            stats.begin()
+            add_gradients(run, updater, losses.next_token_loss, [batch], stats)
+            updater.step(stats, lr=5e-4)
             held = max(held, resident_memory())
             kept.end_step()
             tokens += int(batch["lengths"].sum())
@@ -95,15 +99,14 @@ def main(argv=None):
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     parser.add_argument("--rounds", type=int, default=9, help="counted rounds after one for warm-up")
     parser.add_argument("--steps", type=int, default=20, help="steps of each arm in a round")
+    parser.set_defaults(accumulation_steps=1)  # memory_report names it where memory does not suffice
     args = parser.parse_args(argv)
-    training = {"learning_rate": 5e-4, "weight_decay": 0.1, "grad_clip": 1.0, "use_compile": False}
-    flags = argparse.Namespace(**vars(args), **training, accumulation_steps=1)
 
     spawn = multiprocessing.get_context("spawn")
     connections, processes, peaks = {}, [], dict.fromkeys(args.arms, 0.0)
     for arm in args.arms:
         connections[arm], theirs = spawn.Pipe()
-        processes.append(spawn.Process(target=worker, args=(arm, flags, theirs), daemon=True))
+        processes.append(spawn.Process(target=worker, args=(arm, args, theirs), daemon=True))
         processes[-1].start()
         theirs.close()  # so that recv() says when the worker died
         connections[arm].recv()
