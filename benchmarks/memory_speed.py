@@ -34,8 +34,9 @@ from model.LMConfig import LMConfig
 from model.loading import load_tokenizer
 from model.model import MiniMindForCausalLM
 from training import losses
+from training.kept_memory import KeptMemory
 from training.loop import add_gradients
-from training.memory import KeptMemory, memory_report
+from training.memory import memory_report
 from training.optim import make_optimizer
 from training.processes import Run
 from training.stats import StepStats

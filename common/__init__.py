@@ -1,1 +1,1 @@
-"""The ground floor: device, memory, flags, files, output. Imports nothing of this project; everything may import it."""
+"""The ground floor, which everything may import: device, memory, flags, lines of JSON, files, output."""

@@ -20,7 +20,6 @@ from training import memory
 from training.inputs import starting_model
 from training.losses import next_token_loss
 from training.memory import (
-    KeptMemory,
     LivePeak,
     live_peak,
     memory_report,
@@ -175,23 +174,6 @@ def test_what_the_user_says_about_kernels_stays(monkeypatch):
     monkeypatch.setattr(os, "environ", {"LRU_CACHE_CAPACITY": "7"})
     keep_fewer_kernels()
     assert os.environ == {"LRU_CACHE_CAPACITY": "7", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": str(KERNELS)}
-
-
-def test_freed_memory_is_given_back_when_it_grows(monkeypatch):
-    given_back, held = [], iter([100, 119, 121, 90, 121, 130, 129])
-    monkeypatch.setattr(memory, "heap_memory", lambda: next(held))
-    monkeypatch.setattr(memory, "give_back_free_memory", lambda: given_back.append(True))
-    kept, counts = KeptMemory(100), []
-    for _ in range(7):
-        kept.end_step()
-        counts.append(len(given_back))
-    # 130 straight after memory was given back: a step needs as much, so that 129 is no growth.
-    assert counts == [0, 0, 1, 1, 2, 3, 3] and kept.limit == 130
-
-
-def test_a_gpu_run_leaves_the_heap_alone(monkeypatch):
-    monkeypatch.setattr(memory, "give_back_free_memory", lambda: pytest.fail("nothing to give back"))
-    KeptMemory(0).end_step()
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,8 @@ from .checkpoint import Progress, new_run_flags
 from .evaluation import Evaluation
 from .guard import WeightGuard
 from .inputs import Data
-from .memory import KeptMemory, memory_report, out_of_memory_advice
+from .kept_memory import KeptMemory
+from .memory import memory_report, out_of_memory_advice
 from .optim import lr_at
 from .processes import Run, leave_together
 from .report import Meter, Report, fold

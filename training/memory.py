@@ -1,4 +1,4 @@
-"""The memory of a run: estimated before it is taken, refused where it cannot fit, and reused step after step on a CPU.
+"""The memory of a run: estimated before it is taken, and refused where it cannot fit.
 
 All sizes are in bytes. The memory of the machine means what this process may use: also of the container that it
 runs in, if that is less.
@@ -22,9 +22,9 @@ from model.loading import count_parameters
 from model.model import MiniMindForCausalLM
 
 from .checkpoint import random_state, set_random_state
+from .kept_memory import GROWTH
 
 PER_WEIGHT = 16  # float32: a trained weight, its gradient, and AdamW's two moments
-GROWTH = 1.2  # how much more than the run needs may stay with the process between steps
 PROBE = 1024  # positions of the smaller of two probes: more than a loss works through at once
 KERNEL_SIZE = 900_000  # a compiled matrix product of bfloat16 and its description, measured
 
@@ -173,36 +173,6 @@ class LivePeak(TorchDispatchMode):
     def _freed(self, place: int, size: int) -> None:
         self._known.discard(place)
         self.live -= size
-
-
-# While training on a CPU
-
-
-class KeptMemory:
-    """Bounds the freed memory that stays with the process from step to step.
-
-    The C library aligns a tensor within a slightly larger block and keeps the rest for small ones. Where such a small
-    block stays, the freed tensor's place is too small for the next tensor of even the same size, which is taken from
-    the system: without a bound a model of 0.5M parameters grew to 7.3 GB. So everything that is free is given back when
-    the process holds a fifth more than the run was measured to need; or more than a single step turned out to need.
-
-    Args: needed: heap of this process at its largest (memory_report); 0 where nothing is to be bounded.
-    """
-
-    def __init__(self, needed: int):
-        self.limit = GROWTH * needed
-        self._is_fresh = False
-
-    def end_step(self) -> None:
-        """Look at the memory after a step, in microseconds, and give back what is free when there is too much."""
-        held = heap_memory() if self.limit else 0
-        if held <= self.limit:
-            self._is_fresh = False
-            return
-        if self._is_fresh:  # one step needs as much
-            self.limit = held
-        give_back_free_memory()
-        self._is_fresh = True
 
 
 # Words
