@@ -279,22 +279,3 @@ def enter_in_turn(out: Path, ports) -> None:
             time.sleep(0.05)
         assert run.gather(rank) == [0, 1, 2] and run.from_main(rank) == 0
         assert run.sum_over_ranks(torch.ones(1)).item() == 3
-
-
-@pytest.mark.slow
-def test_two_machines_with_their_own_launchers_equal_one_process(tmp_path):
-    """docs/distributed.md's recipe on loopback: a rendezvous, two launchers that know nothing of each other."""
-    flags = [*COMMON, *STAGES["train_pretrain.py"], "--max_steps", "6", "--cache_dir", str(tmp_path / "cache")]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1"]
-    launcher += ["--rdzv_id", "x", "--rdzv_backend", "c10d", "--rdzv_endpoint", f"127.0.0.1:{free_ports(1)[0]}"]
-    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    script = [str(ROOT / "train_pretrain.py"), *flags, "--out_dir", str(tmp_path / "two")]
-    hosts = [
-        subprocess.Popen([*launcher, "--local_addr", "127.0.0.1", *script], cwd=ROOT, env=environment) for _ in range(2)
-    ]
-    assert [host.wait(timeout=300) for host in hosts] == [0, 0]
-    run_stage(
-        "train_pretrain.py", tmp_path / "one", tmp_path, *flags[-2:], "--max_steps", "6", "--accumulation_steps", "2"
-    )
-    one, two = (torch.load(path, weights_only=True) for path in sorted(tmp_path.rglob("pretrain_32.pth")))
-    assert largest_difference(one, two) < 1e-6
