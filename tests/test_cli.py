@@ -117,7 +117,7 @@ def test_a_folder_named_like_a_package_is_not_the_package(tmp_path, monkeypatch)
         ("--dim 100", ["100", "8"]),
         ("--dim 100 --epochs 0", ["100", "--epochs 0"]),
         ("--dtype float8", ["float8", "bfloat16"]),
-        ("--lr_schedule linear", ["linear", "cosine"]),
+        ("--lr_schedule zigzag", ["zigzag", "cosine"]),
         ("--tracker mlflow", ["mlflow", "tensorboard"]),
         ("--deepspeed nowhere.json", ["nowhere.json", "configs/zero1.json"]),
         ("--max_seq_length 5", ["--max_seq_length"]),

@@ -38,7 +38,7 @@ OURS = {*PACKAGES, "scripts", "tests", "benchmarks", *(p.stem for p in (*SCRIPTS
 NOT_IMPORTED = {"ruff", "ninja", "tensorboard"}  # two are run, the last is imported by torch.utils.tensorboard
 LAZY = {"training/deepspeed.py"}  # modules on top of an optional package, imported only inside functions
 READMES = (ROOT / "README.md", ROOT / "README_en.md")
-DOCUMENTS = [*READMES, *sorted(ROOT.glob("docs/**/*.md")), *ROOT.glob("dataset/**/*.md")]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/**/*.md")), *ROOT.glob("dataset/**/*.md")]
 
 
 def name_of(path: Path) -> str:
