@@ -22,7 +22,7 @@ writes  out/lora/{lora_name}_{dim}[_moe].pth    the adapter: eval_model.py --lor
         out/checkpoints/, out/logs/             state for --resume; log and loss curve
 """
 
-from argparse import SUPPRESS, Namespace
+from argparse import SUPPRESS
 
 import torch
 
@@ -104,8 +104,9 @@ def main(argv=None):
             apply_lora(model, args.lora_rank, args.lora_alpha, args.lora_dropout, args.lora_targets, base_dtype)
             data = load_data(run, args, chat, kind="chat")
             # The same share and seed: of the file that full SFT used, this holds out what full SFT held out.
-            general_args = Namespace(**{**vars(args), "data_path": args.general_data})
-            general = load_data(run, general_args, chat, kind="chat").heldout if args.general_data else ()
+            general = ()
+            if args.general_data:
+                general = load_data(run, args, chat, kind="chat", path=args.general_data).heldout
         trained = count_parameters(model) - total
         run.log(f"LLM总参数量：{total / 1e6:.3f} 百万 (不训练)")
         run.log(f"LoRA 参数占比：{trained / total:.2%}")

@@ -23,12 +23,22 @@ PAD_MULTIPLE = 8  # padded lengths are multiples of it: few different shapes, al
 Batch = dict[str, torch.Tensor]
 
 
+def _ceil_divide(a: np.ndarray | int, b: int) -> np.ndarray | int:
+    """a / b rounded up, in integers: 7 / 3 -> 3. Python's // rounds down, so of the negative, up."""
+    return -(-a // b)
+
+
 def _round_up(lengths: np.ndarray | int) -> np.ndarray | int:
-    return -(-lengths // PAD_MULTIPLE) * PAD_MULTIPLE
+    """To a multiple of PAD_MULTIPLE: 9 -> 16, 16 -> 16."""
+    return _ceil_divide(lengths, PAD_MULTIPLE) * PAD_MULTIPLE
 
 
 def _ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """starts[0], starts[0] + 1, ... (counts[0] numbers), then the same from starts[1], ... as one array."""
+    """starts[0], starts[0] + 1, ... (counts[0] numbers), then the same from starts[1], ... as one array.
+
+    starts 10 50, counts 3 2 -> 10 11 12 50 51. One long arange, 0 1 2 3 4, to which every range adds its start less the
+    numbers before it: 10 - 0 three times, 50 - 3 twice.
+    """
     before = np.cumsum(counts) - counts
     return np.repeat(starts - before, counts) + np.arange(counts.sum())
 
@@ -73,10 +83,20 @@ class Sequences:
 
     @classmethod
     def _from_texts(cls, cache: TokenCache, max_seq_len: int) -> "Sequences":
+        """Cut texts into pieces.
+
+        At max_seq_len 4, the 9 tokens 100 to 108 of a document become three pieces that read 3, 3 and 2 tokens and
+        predict one further on, so that 8 tokens are predicted, each once:
+
+            tokens 100 101 102 103          starts 100, lengths 3, span [101, 104)
+            tokens 103 104 105 106          starts 103, lengths 3, span [104, 107)
+            tokens 106 107 108              starts 106, lengths 2, span [107, 109)
+        """
         stride = max_seq_len - 1
-        predicted = np.diff(cache.offsets) - 1
-        pieces = -(-predicted // stride)
-        documents = np.repeat(np.arange(len(cache)), pieces)
+        predicted = np.diff(cache.offsets) - 1  # of each document; nothing predicts its first token
+        pieces = _ceil_divide(predicted, stride)
+        documents = np.repeat(np.arange(len(cache)), pieces)  # pieces 3, 1 -> 0 0 0 1
+        # The number of each piece within its document is 0 1 2 0; `stride` tokens lie between their starts.
         starts = cache.offsets[documents] + stride * _ranges(np.zeros_like(pieces), pieces)
         lengths = np.minimum(stride, cache.offsets[documents + 1] - 1 - starts)
         return cls(
@@ -93,15 +113,20 @@ class Sequences:
 
     @classmethod
     def _from_conversations(cls, cache: TokenCache, max_seq_len: int) -> "Sequences":
+        """Keep the answers that fit.
+
+        At max_seq_len 30, a conversation that begins at token 100 and whose answers are [108, 112), [120, 125) and
+        [130, 138) keeps the first two: the third would end 38 tokens after the beginning. It is read up to token 123
+        (lengths 24), since 124, its last, is only predicted, and has 4 + 5 supervised tokens (weights 9).
+        """
         document_of_span = np.repeat(np.arange(len(cache)), np.diff(cache.span_offsets))
         fits = cache.spans[:, 1] - cache.offsets[document_of_span] <= max_seq_len
         span_counts = np.bincount(document_of_span[fits], minlength=len(cache))
-        documents = np.flatnonzero(span_counts)
-        starts, first_spans, span_counts = (
-            cache.offsets[documents],
-            cache.span_offsets[documents],
-            span_counts[documents],
-        )
+        documents = np.flatnonzero(span_counts)  # those that keep something
+        starts = cache.offsets[documents]
+        first_spans = cache.span_offsets[documents]
+        span_counts = span_counts[documents]
+        # Supervised tokens before each span of the cache: spans of 4, 5 and 8 -> 0 4 9 17.
         supervised_before = np.concatenate([[0], np.cumsum(cache.spans[:, 1] - cache.spans[:, 0])])
         return cls(
             tokens=cache.tokens,
@@ -136,15 +161,23 @@ class Sequences:
 
         input_ids (B, T), lengths (B,) real positions of each row, positions (N,) flat indices b * T + t of the
         supervised positions, targets (N,) the token that follows there. Padding is never a target.
+
+        Sequences that start at tokens 100 and 300 of the cache, of lengths 11 and 4, with the spans [109, 112) and
+        [302, 305): T is 11 rounded up, 16. Row 0 reads tokens 100 to 110 and row 1 300 to 303. Targets are tokens 109
+        110 111 302 303 304, and each is predicted one position before it, in its row: positions 8 9 10 and, after the
+        16 of row 0, 17 18 19.
         """
-        starts, lengths, span_counts = self.starts[ids], self.lengths[ids], self.span_counts[ids]
+        starts = self.starts[ids]
+        lengths = self.lengths[ids]
         width = int(_round_up(lengths.max()))
         columns = np.arange(width)
-        real = columns < lengths[:, None]
-        token_at = np.minimum(starts[:, None] + columns, len(self.tokens) - 1)
-        spans = self.spans[_ranges(self.first_spans[ids], span_counts)]
-        target_at = _ranges(spans[:, 0], spans[:, 1] - spans[:, 0])
-        shift = np.repeat(np.arange(len(starts)) * width - starts - 1, self.weights[ids])
+        real = columns < lengths[:, None]  # (B, T)
+        token_at = starts[:, None] + columns  # (B, T) where each position's token lies in the cache
+        token_at = np.minimum(token_at, len(self.tokens) - 1)  # padding of the last sequence would read beyond it
+        spans = self.spans[_ranges(self.first_spans[ids], self.span_counts[ids])]
+        target_at = _ranges(spans[:, 0], spans[:, 1] - spans[:, 0])  # (N,) where each target lies in the cache
+        shift = np.arange(len(starts)) * width - starts - 1  # from the cache to the batch: -101 and 16 - 301
+        shift = np.repeat(shift, self.weights[ids])  # (N,) for each target that of its row
         batch = {
             "input_ids": np.multiply(self.tokens[token_at], real, dtype=np.int64),
             "lengths": lengths,
@@ -169,7 +202,10 @@ class Pairs:
 
     @classmethod
     def from_cache(cls, cache: TokenCache, max_seq_len: int) -> "Pairs":
-        """A pair is kept only if both conversations keep every answer: half an answer is no preference."""
+        """A pair is kept only if both conversations keep every answer: half an answer is no preference.
+
+        The cache holds chosen and rejected conversations in turn: documents 6 and 7 are pair 3.
+        """
         rows = Sequences.from_cache(cache, max_seq_len)
         whole = np.diff(cache.span_offsets)[rows.documents] == rows.span_counts
         pair_of_row = rows.documents // 2
@@ -210,8 +246,11 @@ def _heldout(documents: np.ndarray, share: float, seed: int) -> np.ndarray:
     """(N,) bool: which entries belong to a held-out document."""
     if not 0 <= share < 1:
         raise ValueError(f"the held-out share is {share}; it must be at least 0 and less than 1")
-    distinct = np.flatnonzero(np.bincount(documents))
-    count = min(max(1, round(share * len(distinct))), len(distinct) - 1) if share > 0 and len(distinct) else 0
+    distinct = np.flatnonzero(np.bincount(documents))  # numbers of the documents that there are
+    count = 0
+    if share > 0 and len(distinct):
+        count = max(1, round(share * len(distinct)))
+        count = min(count, len(distinct) - 1)  # something must be left to train on
     chosen = np.random.Generator(np.random.Philox(seed)).permutation(distinct)[:count]
     is_chosen = np.zeros(distinct.max(initial=-1) + 1, bool)
     is_chosen[chosen] = True
@@ -234,6 +273,9 @@ def plan_batches(lengths: np.ndarray, tokens_per_batch: int, seed: int, epoch: i
     Every id occurs once. A batch's size times its longest length, rounded up to a multiple of 8, is at most
     tokens_per_batch. Which ids of similar length meet is random in each epoch; the number of batches never changes.
     Pure: same arguments, same plan, on every rank and after every restart. ValueError if a sequence exceeds the budget.
+
+    Lengths 5 12 7 16 9 with a budget of 32 are padded to 8 16 8 16 16. Longest first, two of 16 fill a batch; the one
+    that is left opens the next, where two of 16 would fit, so an 8 joins it; the other 8 is alone: 2 + 2 + 1.
     """
     padded = _round_up(np.asarray(lengths))
     if len(padded) == 0:
@@ -245,16 +287,18 @@ def plan_batches(lengths: np.ndarray, tokens_per_batch: int, seed: int, epoch: i
         )
     rng = np.random.Generator(np.random.Philox([seed, epoch]))
     shuffled = rng.permutation(len(padded))
-    rank = (padded.max() - padded[shuffled]) // PAD_MULTIPLE
+    rank = (padded.max() - padded[shuffled]) // PAD_MULTIPLE  # 0 for the longest
     if rank.max() < 2**16:
         rank = rank.astype(np.uint16)  # numpy sorts 16-bit integers by radix, in linear time
     order = shuffled[np.argsort(rank, kind="stable")]  # longest first, equal ones as shuffled
-    batches, start = [], 0
+    batches = []
+    start = 0
     while start < len(order):
-        end = start + int(tokens_per_batch // padded[order[start]])
+        longest = padded[order[start]]
+        end = start + int(tokens_per_batch // longest)
         batches.append(order[start:end])
         start = end
-    return [batches[i] for i in rng.permutation(len(batches))]
+    return [batches[i] for i in rng.permutation(len(batches))]  # else an epoch would go from long to short
 
 
 class Prefetcher:

@@ -114,19 +114,33 @@ def group_visits(chosen: torch.Tensor, n_experts: int, block: int) -> tuple[torc
         source: (M,) the token in each row; 0 in rows that fill up, whose results nobody reads.
         place: (N*k,) the row of each visit, token by token.
         offsets: (E,) int32, the row after each expert's last; the last expert takes all that is left.
+
+    Three tokens that choose two of three experts each, in blocks of 2:
+
+        chosen   [[2 0] [0 1] [0 2]]    visit 0 is token 0 at expert 2, visit 1 token 0 at expert 0, ...
+        expert   0 0 0 1 2 2            sorted; `order` 1 2 4 3 0 5 are the visits, the token is visit // 2
+        counts   3 1 2                  visits of each expert; `padded` 4 2 2
+        source   0 1 2 - 1 - 0 2        row 3 fills up expert 0, row 5 expert 1, and four more rows the last expert
+        place    6 0 1 4 2 7            the row of visit 0, visit 1, ...
+        offsets  4 6 12
     """
     n_visits, top_k = chosen.numel(), chosen.shape[1]
+    # Each expert's last block may be hardly begun: so many rows are enough, whatever the router says.
     n_rows = n_visits if block == 1 else (n_visits // block + n_experts) * block
     expert, order = chosen.flatten().sort(stable=True)
+    # torch.bincount would count as well, but make the host wait to learn how long its result is.
     ends = torch.searchsorted(expert, torch.arange(n_experts, device=chosen.device), right=True)
     counts = ends.diff(prepend=ends.new_zeros(1))
-    padded = (counts + block - 1) // block * block
+    padded = (counts + block - 1) // block * block  # rounded up
     offsets = padded.cumsum(0)
-    shift = (offsets - padded) - (ends - counts)  # of each expert's first row against its place in `order`
-    rows = torch.arange(n_visits, device=chosen.device) + shift[expert]
+    first_rows = offsets - padded  # of each expert, in the table: 0 4 6
+    first_visits = ends - counts  # of each expert, in `order`: 0 3 4
+    shift = first_rows - first_visits
+    rows = torch.arange(n_visits, device=chosen.device) + shift[expert]  # 0 1 2 4 6 7
     source = rows.new_zeros(n_rows).scatter(0, rows, order // top_k)
     place = torch.empty_like(rows).scatter(0, order, rows)
-    return source, place, torch.cat((offsets[:-1], offsets.new_full((1,), n_rows))).int()
+    offsets = torch.cat((offsets[:-1], offsets.new_full((1,), n_rows)))
+    return source, place, offsets.int()
 
 
 def expert_share(router_logits: torch.Tensor, top_k: int, real: torch.Tensor | None = None) -> torch.Tensor:

@@ -1,7 +1,5 @@
 """One process of a run: its beginning, its end, and that it needs no others."""
 
-import argparse
-
 import pytest
 import torch
 from toy import toy_args, toy_model, toy_run
@@ -12,18 +10,18 @@ from training.processes import distributed_run, seed_everything
 CPU = torch.device("cpu")
 
 
-def test_a_missing_device_is_refused_with_a_remedy(monkeypatch, capsys):
+def test_a_missing_device_is_refused_with_a_remedy(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="--device cuda:3: not available here; use --device auto"):
         choose_device("cuda:3")
-    with pytest.raises(SystemExit), distributed_run(argparse.Namespace(threads=0, device="cuda", dtype="float32")):
+    with pytest.raises(SystemExit), distributed_run(toy_args(tmp_path, "--device", "cuda")):
         pass
     assert "error: --device cuda" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["abacus", "xla", ""])
-def test_an_unknown_device_is_a_plain_error(name, capsys):
-    with pytest.raises(SystemExit), distributed_run(argparse.Namespace(threads=0, device=name, dtype="float32")):
+@pytest.mark.parametrize("name", ["abacus", "xla"])
+def test_an_unknown_device_is_a_plain_error(name, tmp_path, capsys):
+    with pytest.raises(SystemExit), distributed_run(toy_args(tmp_path, "--device", name)):
         pass
     assert "--device" in capsys.readouterr().err
 

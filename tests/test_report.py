@@ -1,6 +1,5 @@
 """Log lines, jsonl, curve, trackers, and what watches over a run."""
 
-import argparse
 import contextlib
 import itertools
 import json
@@ -256,10 +255,10 @@ def test_a_continued_run_goes_on_with_the_same_tracker_run(tmp_path, monkeypatch
 
 
 def test_no_tracker_by_default_and_on_other_ranks(tmp_path):
-    run = toy_run()
-    assert isinstance(start_tracker(run, toy_args(tmp_path), "x"), NoTracker)
-    run.rank = 1
-    assert isinstance(start_tracker(run, argparse.Namespace(tracker="wandb"), "x"), NoTracker)
+    run, args = toy_run(), toy_args(tmp_path)
+    assert isinstance(start_tracker(run, args, "x"), NoTracker)
+    run.rank, args.tracker = 1, "wandb"
+    assert isinstance(start_tracker(run, args, "x"), NoTracker)
 
 
 # Watching

@@ -48,7 +48,8 @@ class Evaluation:
         model.eval()
         budget = at_least_longest(tokens_per_batch, self.heldout.lengths)
         collate = run.pinned(self.heldout.collate)
-        for ids in plan_batches(self.heldout.lengths, budget, seed=0, epoch=0)[run.rank :: run.world_size]:
+        plan = plan_batches(self.heldout.lengths, budget, seed=0, epoch=0)
+        for ids in plan[run.rank :: run.world_size]:  # this rank's share; it may be empty
             batch = collate(ids)
             byte_count = int(token_bytes[batch["targets"]].sum())
             with run.autocast():
@@ -58,9 +59,13 @@ class Evaluation:
             rows.append(run.stack(values.values()))
         model.train()
         names = run.from_main(names)
+        # float64: a float32 sum of thousands of micro-batches would lose the last digits of each.
         sums = torch.stack(rows).cpu().double().sum(0) if rows else torch.zeros(len(names), dtype=torch.float64)
-        total = dict(zip(names, run.sum_over_ranks(sums.to(run.device, torch.float32)).tolist(), strict=True))
-        weight, byte_count, targets = max(total.pop("weight"), 1.0), total.pop("bytes"), total.pop("targets")
+        sums = run.sum_over_ranks(sums.to(run.device, torch.float32)).tolist()
+        total = dict(zip(names, sums, strict=True))
+        weight = max(total.pop("weight"), 1.0)
+        byte_count = total.pop("bytes")
+        targets = total.pop("targets")
         measured = {f"heldout_{name}": value / weight for name, value in total.items()}
         if "nll" in total and byte_count:
             measured["heldout_nll"] = total["nll"] / targets  # where tokens differ in weight, targets != weight

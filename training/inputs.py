@@ -46,19 +46,22 @@ class Data:
     fingerprint: str
 
 
-def load_data(run: Run, args, chat: ChatFormat, kind: str) -> Data:
+def load_data(run: Run, args, chat: ChatFormat, kind: str, *, path: str | None = None) -> Data:
     """Tokenise ``args.data_path`` (or find its cache), cut to ``args.max_seq_len``, hold out ``args.heldout_share``.
 
     Rank 0 builds the cache; all ranks map the same file into memory.
-    Args: kind: 'text', 'chat' or 'preference' (dataset/readers.py).
+    Args:
+        kind: 'text', 'chat' or 'preference' (dataset/readers.py).
+        path: another file than ``args.data_path``.
     Raises: FileNotFoundError, ValueError: the file is missing, unusable, or nothing in it fits max_seq_len.
     """
+    path = path or args.data_path
     with run.main_first():
-        cache = open_token_cache(args.data_path, kind, chat, args.cache_dir, on_bad_line=args.on_bad_line, log=run.log)
+        cache = open_token_cache(path, kind, chat, args.cache_dir, on_bad_line=args.on_bad_line, log=run.log)
     content = cache.path.name.rpartition("-")[2]  # of the data: the file may be renamed
     contents = run.gather(content)
     if other := [rank for rank in range(len(contents)) if contents[rank] != contents[0]]:
-        raise ValueError(f"{args.data_path} is another file for rank {other[0]} than for rank 0: copy it there again")
+        raise ValueError(f"{path} is another file for rank {other[0]} than for rank 0: copy it there again")
     run.log(
         f"数据: --max_seq_len {args.max_seq_len}; 若像原版每行都补齐到这么长, "
         f"填充占 {cache.fixed_padding(args.max_seq_len):.1%}"
@@ -69,9 +72,7 @@ def load_data(run: Run, args, chat: ChatFormat, kind: str) -> Data:
         run.log(f"{units.dropped} of {rows} rows do not fit --max_seq_len {args.max_seq_len} and are left out")
     train, heldout = units.split(args.heldout_share, args.seed)
     if not len(train):
-        raise ValueError(
-            f"{args.data_path}: no row can be trained on at --max_seq_len {args.max_seq_len}; raise it, or add data"
-        )
+        raise ValueError(f"{path}: no row can be trained on at --max_seq_len {args.max_seq_len}; raise it, or add data")
     if args.heldout_share and len(heldout) < FEW_HELD_OUT:
         run.log(
             f"!!! {len(train)} rows to train on and {len(heldout)} held out: "

@@ -76,7 +76,7 @@ def train(
         if first_step == 0 and args.eval_interval:
             look(is_early=True)
         meter.reset()  # time runs from here
-        for micro_batches in source:
+        for micro_batches in source:  # one turn is one step
             # Read: this rank's micro-batches of one step; a thread prepares them ahead (--num_workers).
             place = source.place()
             lr = lr_at(progress.step, parts.total_steps, args.learning_rate, args.warmup_iters, args.lr_schedule)
@@ -94,15 +94,17 @@ def train(
             is_last = progress.step == parts.total_steps
 
             # Log: the first step at once, then often, then every --log_interval steps.
+            is_first = progress.step == first_step + 1
             report.step_done()
             parts.memory.end_step()
-            if is_last or progress.step == first_step + 1 or is_due(progress.step, args.log_interval, LOOKS):
+            if is_last or is_first or is_due(progress.step, args.log_interval, LOOKS):
                 watch.read()
                 report.log_step(progress, place, lr, meter)
 
             # Evaluate: a quick look often at the beginning, a whole one every --eval_interval steps and at the end.
+            is_whole = is_last or is_due(progress.step, args.eval_interval)
             if is_last or (is_due(progress.step, args.eval_interval, LOOKS) and not watch.stop):
-                look(is_early=not (is_last or is_due(progress.step, args.eval_interval)))
+                look(is_early=not is_whole)
 
             # Save: every --save_interval steps, every --save_minutes minutes, and at the end, whatever ends the run.
             if is_last or watch.stop or watch.is_failing or saver.is_broken:

@@ -108,7 +108,8 @@ def moe_metrics(model, output, batch: dict[str, Tensor], row_weights: Tensor) ->
     real = torch.arange(width, device=row_weights.device) < batch["lengths"][:, None]
     logits = torch.stack(output.router_logits).detach().unflatten(1, (rows, width))  # (layers, B, T, E)
     share = expert_share(logits, config.num_experts_per_tok, real.expand(len(logits), rows, width))
-    sums, weight = (share * row_weights[:, None]).sum(1), row_weights.sum().float()  # (layers, E), ()
+    sums = (share * row_weights[:, None]).sum(1)  # (layers, E)
+    weight = row_weights.sum().float()
     share = sums / weight.clamp(min=1e-6)
     figures = {f"expert_{i}": value for i, value in enumerate(sums.mean(0).unbind())}
     return {

@@ -38,9 +38,12 @@ def make_optimizer(model: nn.Module, learning_rate: float, weight_decay: float) 
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     decayed, plain = [], []
     for parameter in model.parameters():
-        if parameter.requires_grad:
-            is_matrix = parameter.ndim >= 2 and id(parameter) not in embeddings
-            (decayed if is_matrix else plain).append(parameter)
+        if not parameter.requires_grad:
+            continue
+        if parameter.ndim >= 2 and id(parameter) not in embeddings:
+            decayed.append(parameter)
+        else:
+            plain.append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
     device = next(model.parameters()).device.type
     return torch.optim.AdamW(
@@ -63,7 +66,7 @@ def clip_and_step(
     """Multiply the gradients by ``grad_factor``, clip their global norm, update the weights, clear the gradients.
 
     A step with a non-finite gradient changes nothing: fused AdamW takes the decision on the device (``found_inf``, the
-    protocol that GradScaler uses), so nobody waits for it.
+    protocol that GradScaler uses), so nobody waits for it. For an optimizer without that the host looks, and waits.
 
     Args:
         scaler: torch.amp.GradScaler, disabled unless the dtype is float16.
@@ -71,14 +74,15 @@ def clip_and_step(
         grad_clip: largest norm, 0 for none.
     Returns: (gradient norm before clipping, skipped = 1.0 if the step was dropped), scalar float32 tensors.
     """
-    scaler.unscale_(optimizer)
+    scaler.unscale_(optimizer)  # float16 only: the loss scale is divided out before the norm is taken
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     gradients = [p.grad for p in parameters]
-    norm = torch.nn.utils.get_total_norm(gradients) * grad_factor
+    norm = torch.nn.utils.get_total_norm(gradients) * grad_factor  # that of the multiplied gradients
     factor = grad_factor
     if grad_clip > 0:
+        # A norm of 4 with grad_clip 1 is multiplied by 1/4, one of 0.5 by 1.
         factor = factor * torch.clamp(grad_clip / (norm + 1e-6), max=1.0)
-    torch._foreach_mul_(gradients, factor)
+    torch._foreach_mul_(gradients, factor)  # both factors in one pass over the gradients
     skipped = 1.0 - torch.isfinite(norm).float()
     if optimizer.defaults.get("fused"):
         optimizer.found_inf, optimizer.grad_scale = skipped, None

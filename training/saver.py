@@ -71,14 +71,16 @@ class Saver:
         data_fingerprint: str,
         weights=nn.Module.state_dict,
     ):
-        self.run, self.args, self.updater, self.source, self.progress = run, args, updater, source, progress
+        self.run, self.args = run, args
+        self.updater, self.source, self.progress = updater, source, progress
         self.guard, self.weights = guard, weights
         files = run_files(args, config)
         self.weights_path, self.directory = files.weights, files.states
         self.run_name = f"{files.weights.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
         self.tracker_id: str | None = None
         self.error: Exception | None = None  # why the last save failed
-        self.problem, self._refused = "", 0  # why the last weights were refused, and how many in a row
+        self.problem = ""  # why the last weights were refused
+        self._refused = 0  # how many in a row
         self._saved_step: int | None = None  # of the state on disk, None while none is of this run
         self._weights_step: int | None = None  # the same for the weights
         self.identity = {
@@ -105,7 +107,8 @@ class Saver:
         """
         random_states = self.run.gather(random_state(self.run.device))
         model = self.updater.full_model()
-        updater_state, source_state = self.updater.state(), self.source.state()
+        updater_state = self.updater.state()
+        source_state = self.source.state()
         weights = self.weights(model)
         self._last_save = time.monotonic()
         self.problem = self.guard.problem(model)
