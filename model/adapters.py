@@ -3,11 +3,8 @@
 All are read into one form, the state dict that model/model_lora.py describes.
 """
 
-import contextlib
 import json
 import math
-import re
-import shlex
 from pathlib import Path
 
 import torch
@@ -15,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from .LMConfig import LMConfig
-from .loading import check_finite, read_state_dict, training_command, weights_path
+from .loading import check_finite, of_other_sizes, read_state_dict, training_command, weights_path
 from .model_lora import Adapter
 
 NAMES_2502 = {
@@ -63,7 +60,7 @@ def read_lora(path: str | Path, config: LMConfig) -> Adapter:
     if path.is_dir():
         return _read_peft(path)
     command = _make_command(path, config)
-    if not path.is_file() and (others := _of_other_sizes(path, config)):
+    if not path.is_file() and (others := of_other_sizes(path, config, path.parent.parent)):
         raise FileNotFoundError(f"{path} not found, but\n  {others}" + (f"\nor run `{command}`" if command else ""))
     adapter = {}
     for name, tensor in read_state_dict(path, command).items():
@@ -81,22 +78,6 @@ def read_lora(path: str | Path, config: LMConfig) -> Adapter:
         adapter[f"{target}.lora.{side}"] = tensor
     check_finite(path, adapter, command)
     return adapter
-
-
-def _of_other_sizes(path: Path, config: LMConfig) -> str:
-    """Adapters of this name for models of other sizes, here or in the lora/ of a folder nearby, with their flags."""
-    name = path.name.removesuffix(weights_path("", "", config).name)  # lora_a_512.pth -> lora_a
-    found = []
-    for file in sorted({*path.parent.glob(f"{name}_*.pth"), *path.parent.parent.glob(f"*/lora/{name}_*.pth")}):
-        size = re.fullmatch(r"(\d+)(_moe)?", file.stem.removeprefix(f"{name}_"))
-        if size is None:  # lora_a_new_512.pth
-            continue
-        with contextlib.suppress(ValueError):  # a damaged one helps nobody
-            layers = {target.split(".")[2] for target in read_lora(file, config)}
-            flags = f"--dim {size[1]} --n_layers {len(layers)}" + " --use_moe" * bool(size[2])
-            folder = shlex.quote(str(file.parent.parent))
-            found.append(f"{file.parent} holds {file.name}: pass {flags} --out_dir {folder}")
-    return "\n  ".join(found)
 
 
 def _make_command(path: Path, config: LMConfig) -> str | None:

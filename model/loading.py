@@ -1,6 +1,6 @@
 """Weight files: names, places, strict loading; and the tokenizer."""
 
-import contextlib
+import re
 import shlex
 from pathlib import Path
 
@@ -90,7 +90,7 @@ def load_weights(model: nn.Module, path: str | Path, make_with: str | None = Non
     """
     path = Path(path)
     make_with = make_with or _make_command(path, model.config)
-    if not path.is_file() and (others := _of_other_sizes(path, model.config)):
+    if not path.is_file() and (others := of_other_sizes(path, model.config, path.parent)):
         raise FileNotFoundError(f"{path} not found, but\n  {others}" + (f"\nor run `{make_with}`" if make_with else ""))
     state_dict = read_state_dict(path, make_with)
     try:
@@ -162,15 +162,21 @@ def training_command(words: list[str], config: LMConfig, out_dir: Path) -> str:
     return shlex.join(["python", *words, *flags])
 
 
-def _of_other_sizes(path: Path, config: LMConfig) -> str:
-    """The same stage's files of other sizes in the directory of `path` and right below it, with the flags they need."""
-    stage = path.name.removesuffix(weights_path("", "", config).name)  # full_sft_512.pth -> full_sft
+def of_other_sizes(path: Path, config: LMConfig, out_dir: Path) -> str:
+    """Files of the same name for models of other sizes, with the flags they need; one a line, "" if there are none.
+
+    Looked for where `path` is looked for, in `out_dir` and in the folders right below it: for out/lora/a_512.pth in
+    out/lora and in out/*/lora.
+    """
+    name = path.name.removesuffix(weights_path("", "", config).name)  # full_sft_512.pth -> full_sft
+    below = path.parent.relative_to(out_dir)
     found = []
-    for file in sorted({*path.parent.glob(f"{stage}_*.pth"), *path.parent.glob(f"*/{stage}_*.pth")}):
-        with contextlib.suppress(ValueError):  # a damaged one helps nobody
-            if sizes := _describe(read_state_dict(file, make_with=None)):
-                flags = f"--dim {sizes['dim']}" + " --use_moe" * sizes["use_moe"]
-                found.append(f"{file.parent} holds {file.name}: pass {flags} --out_dir {shlex.quote(str(file.parent))}")
+    for folder in [out_dir, *sorted(out_dir.glob("*"))]:
+        for file in sorted((folder / below).glob(f"{name}_*.pth")):
+            size = re.fullmatch(r"(\d+)(_moe)?", file.stem.removeprefix(f"{name}_"))
+            if size is not None:  # it is of full_sft_new_512.pth
+                flags = f"--dim {size[1]}{' --use_moe' * bool(size[2])} --out_dir {shlex.quote(str(folder))}"
+                found.append(f"{file.parent} holds {file.name}: pass {flags}")
     return "\n  ".join(found)
 
 

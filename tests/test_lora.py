@@ -356,8 +356,8 @@ def test_a_missing_adapter_names_those_of_other_sizes(tmp_path):
     with pytest.raises(FileNotFoundError) as error:
         read_lora(lora_path(tmp_path, "me", LMConfig(dim=32, n_layers=1)), LMConfig(dim=32, n_layers=1))
     message = str(error.value)
-    assert f"lora holds me_16.pth: pass --dim 16 --n_layers 2 --out_dir {tmp_path}\n" in message
-    assert f"me_16_moe.pth: pass --dim 16 --n_layers 2 --use_moe --out_dir {tmp_path}/quickstart\n" in message
+    assert f"lora holds me_16.pth: pass --dim 16 --out_dir {tmp_path}\n" in message
+    assert f"me_16_moe.pth: pass --dim 16 --use_moe --out_dir {tmp_path}/quickstart\n" in message
     assert "me_too" not in message and "or run `python train_lora.py --lora_name me --dim 32" in message
 
 
