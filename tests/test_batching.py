@@ -4,6 +4,7 @@ import gc
 import threading
 import time
 from itertools import count
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -250,7 +251,7 @@ def prefetch_threads() -> list[threading.Thread]:
 
 
 def wait_until_no_thread() -> None:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while prefetch_threads() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not prefetch_threads()
@@ -295,17 +296,19 @@ def test_leaving_early_ends_the_thread(depth):
 
 
 def test_prefetch_measures_waiting_and_works_ahead():
-    def slow(x):
-        time.sleep(0.05)
+    made = [threading.Event() for _ in range(4)]
+
+    def make(x):
+        made[x].set()
         return x
 
-    batches = prefetch(slow, range(4), 1)
-    next(batches)
-    assert 0.03 < batches.wait_seconds < 1
-    time.sleep(0.3)  # the next one is made meanwhile
-    before = batches.wait_seconds
-    next(batches)
-    assert batches.wait_seconds - before < 0.03
+    with patch("dataset.batching.perf_counter", side_effect=[10.0, 12.5, 20.0, 20.0]):  # before and after each wait
+        batches = prefetch(make, range(4), 1)
+        next(batches)
+        assert batches.wait_seconds == 2.5
+        assert made[1].wait(timeout=60), "the next one is made though nobody asks for it yet"
+        next(batches)
+        assert batches.wait_seconds == 2.5
     batches.close()
 
 
