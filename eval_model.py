@@ -113,6 +113,8 @@ def open_session(args: argparse.Namespace) -> Session:
     session = Session.open(
         args.choice, args.params, args.device, args.dtype, history_cnt=args.history_cnt, lora_names=args.lora_name
     )
+    for remark in session.mismatches(args.choice):
+        print(remark, file=sys.stderr)
     print(f"MiniMind模型参数量: {count_parameters(session.model) / 1e6:.2f}M(illion)")
     return session
 

@@ -35,6 +35,7 @@ from common.flags import non_empty, parse_bool, plain_errors, real, whole
 from common.tensor_files import digest
 from model.chat_format import ChatFormat
 from model.loading import count_parameters, load_tokenizer
+from model.record import describe_file
 from training.cli import config_from, stage_parser
 from training.evaluation import Evaluation
 from training.inputs import load_data, starting_model
@@ -145,12 +146,13 @@ def main(argv=None):
             student = starting_model(args, config_from(args, vocab_size=len(tokenizer)))
             teacher = load_teacher(args, tokenizer)
             args.teacher_checksum = digest(teacher.state_dict())[:16]  # like a flag: --resume refuses another value
+            taught_by = {**describe_file(args.teacher_weights or args.teacher_path), "checksum": args.teacher_checksum}
             teacher = freeze(teacher, run.dtype).to(run.device)
             data = load_data(run, args, ChatFormat(tokenizer), kind="chat")
         run.log(f"教师模型(LLM)总参数量：{count_parameters(teacher) / 1e6:.3f} 百万")
         loss_fn = make_loss(teacher, args.alpha, args.temperature, args.kl, args.top_k)
         train(run, args, student, data, loss_fn, Evaluation(data.heldout, tokenizer, QUESTIONS),
-              trained_name="学生模型(LLM)总参数量")  # fmt: skip
+              facts={"teacher": taught_by}, trained_name="学生模型(LLM)总参数量")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -119,8 +119,10 @@ def main(argv=None):
         parts = {"held-out loss": data.heldout, "general held-out loss": general}
         parts = {name: part for name, part in parts.items() if len(part)}
         before = {name: heldout_loss(part) for name, part in parts.items()}
+        alpha = args.lora_rank if args.lora_alpha is None else args.lora_alpha
+        adapter = {"rank": args.lora_rank, "alpha": alpha, "targets": args.lora_targets}
         train(run, args, model, data, next_token_loss, Evaluation(data.heldout, tokenizer, QUESTIONS),
-              weights=lora_state_dict, trained_name="LoRA 参数量")  # fmt: skip
+              weights=lora_state_dict, facts={"lora": adapter}, trained_name="LoRA 参数量")  # fmt: skip
         for name, part in parts.items():
             after = heldout_loss(part)
             remark = f", too few to tell much: raise --heldout_share {args.heldout_share}" if len(part) < FEW else ""

@@ -11,6 +11,7 @@ from inference.sampling import SamplingParams
 from model.adapters import lora_path, read_lora, saved_adapters
 from model.chat_format import ChatFormat, Message
 from model.model_lora import Adapter, load_lora, remove_lora
+from model.record import adapter_remark, tokenizer_remark
 
 
 class Reply:
@@ -169,6 +170,15 @@ class Session:
             load_lora(self.model, adapter)
             self._adapters[name] = adapter
         self.lora = name
+
+    def mismatches(self, choice: Choice) -> list[str]:
+        """What the records beside the weights say against using them so: another tokenizer, an adapter of others."""
+        if choice.config is None:  # a folder has no record
+            return []
+        remarks = [tokenizer_remark(choice.path, self._format.fingerprint())]
+        for name in self._adapters:
+            remarks.append(adapter_remark(lora_path(self.out_dir, name, self.model.config), choice.path))
+        return [remark for remark in remarks if remark]
 
     def _check(self, index: int) -> None:
         if not 0 <= index < len(self.turns):

@@ -65,6 +65,7 @@ def write_record(weights: str | Path, config: LMConfig, **facts) -> None:
         "weights": Path(weights).name,
         "fingerprint": fingerprint(weights),
         **facts,
+        "written": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "config": config_fields(config),
     }
     text = json.dumps(_finite(record), indent=2, ensure_ascii=False) + "\n"
@@ -79,7 +80,7 @@ def describe_file(weights: str | Path) -> dict[str, str | None]:
 
 
 def describe_program() -> dict[str, object]:
-    """Which program writes weights now: versions, git commit (None outside of a checkout) and time."""
+    """Which program writes weights: versions, and git commit (None outside of a checkout)."""
     return {
         "versions": {
             "python": platform.python_version(),
@@ -87,7 +88,6 @@ def describe_program() -> dict[str, object]:
             "transformers": transformers.__version__,
         },
         "commit": _commit(),
-        "written": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
 
 
@@ -140,6 +140,26 @@ def read_record(weights: str | Path) -> tuple[dict | None, str]:
         return {**record, "config": LMConfig(**fields)}, ""
     except (ValueError, TypeError) as error:
         return None, f"{path} is not used: {error}"
+
+
+def tokenizer_remark(weights: str | Path, tokenizer: str) -> str:
+    """What to tell if weights were trained with another tokenizer than this, by ChatFormat.fingerprint(); or ""."""
+    record, _ = read_record(weights)
+    if record is None or record.get("tokenizer", tokenizer) == tokenizer:
+        return ""
+    return (
+        f"{weights} was trained with another tokenizer or chat template than the one here, so its answers may make no "
+        "sense: put that one into model/minimind_tokenizer"
+    )
+
+
+def adapter_remark(adapter: str | Path, base: str | Path) -> str:
+    """What to tell if an adapter was trained on other weights than those in `base`; "" if not, or if nobody knows."""
+    record, _ = read_record(adapter)
+    trained_on = record and record.get("started_from")
+    if not isinstance(trained_on, dict) or trained_on.get("fingerprint") == fingerprint(base):
+        return ""
+    return f"{adapter} was trained on other weights than {base}: on {trained_on.get('weights')} as it was then"
 
 
 def read_shapes(weights: str | Path) -> tuple[Shapes, str] | None:

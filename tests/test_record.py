@@ -10,7 +10,17 @@ from model.layouts import LAYOUTS, from_ours
 from model.LMConfig import PUBLISHED, LMConfig, config_fields
 from model.loading import load_model, save_weights
 from model.model import MiniMindForCausalLM
-from model.record import config_for, describe_program, fingerprint, read_record, record_path, write_record
+from model.record import (
+    adapter_remark,
+    config_for,
+    describe_file,
+    describe_program,
+    fingerprint,
+    read_record,
+    record_path,
+    tokenizer_remark,
+    write_record,
+)
 from model.sizes import Given, assume_config, sizes_of, sizes_of_config
 
 SMALL = {"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "vocab_size": 64}
@@ -52,6 +62,7 @@ def test_a_record_holds_every_field_and_what_else_is_known(weights):
     )
     assert (record["weights"], record["stage"], record["step"]) == ("full_sft_32.pth", "full_sft", 7)
     assert record["heldout"] == {"heldout_loss": None}  # JSON has no NaN
+    assert record["written"].endswith("+00:00")
     assert text.startswith('{\n  "format": "minimind weights 1",\n  "weights"') and text.endswith("}\n")
     assert sorted(path.name for path in weights.parent.iterdir()) == ["full_sft_32.json", "full_sft_32.pth"]
 
@@ -109,9 +120,25 @@ def test_the_program_is_described(monkeypatch, tmp_path):
     described = describe_program()
     assert described["versions"]["torch"] == torch.__version__
     assert described["commit"] is None or len(described["commit"].removesuffix("-dirty")) == 40
-    assert described["written"].endswith("+00:00")
     monkeypatch.setattr("model.record.REPO_ROOT", tmp_path)
     assert describe_program()["commit"] is None
+
+
+def test_another_tokenizer_is_told(weights):
+    write_record(weights, LMConfig(**SMALL), tokenizer="abc")
+    assert tokenizer_remark(weights, "abc") == ""
+    assert f"{weights} was trained with another tokenizer or chat template" in tokenizer_remark(weights, "abd")
+    record_path(weights).unlink()
+    assert tokenizer_remark(weights, "abd") == ""
+
+
+def test_an_adapter_knows_the_weights_that_it_was_made_for(weights, tmp_path):
+    other = saved(tmp_path / "rlhf_32.pth", seed=1)
+    adapter = saved(tmp_path / "adapter_32.pth", seed=2)
+    assert adapter_remark(adapter, weights) == ""  # nobody knows
+    write_record(adapter, LMConfig(**SMALL), started_from=describe_file(weights))
+    assert adapter_remark(adapter, weights) == ""
+    assert f"{adapter} was trained on other weights than {other}: on {weights}" in adapter_remark(adapter, other)
 
 
 # What a record decides

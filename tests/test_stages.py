@@ -17,8 +17,10 @@ import train_dpo
 import train_full_sft
 import train_lora
 import train_pretrain
-from model.LMConfig import LMConfig
+from model.LMConfig import LMConfig, config_fields
 from model.loading import load_model
+from model.model_lora import LORA_TARGETS
+from model.record import fingerprint, read_record
 
 SAMPLE = Path(__file__).resolve().parents[1] / "dataset" / "sample"
 STUDENT, TEACHER = {"dim": 32, "n_layers": 2}, {"dim": 48, "n_layers": 3}
@@ -91,6 +93,29 @@ def test_every_stage_writes_its_file_where_the_readme_says(life):
             load_model(LMConfig(**STUDENT, use_moe=life.use_moe), path)
 
 
+def test_every_stage_says_what_its_weights_are_and_where_they_come_from(life):
+    """From the reasoning model one can follow the records back to the pretraining data."""
+    parents = {"pretrain": None, "full_sft": "pretrain", "rlhf": "full_sft", "lora/lora_identity": "full_sft",
+               "full_dist": "full_sft", "reason": "rlhf"}  # fmt: skip
+    for stage, parent in parents.items():
+        path = life.out_dir / f"{stage}_32{life.suffix}.pth"
+        record, remark = read_record(path)
+        assert remark == "" and record["stage"] == ("lora" if "lora" in stage else stage)
+        assert config_fields(record["config"]) == config_fields(LMConfig(**STUDENT, use_moe=life.use_moe))
+        started_from = record["started_from"] and record["started_from"]["fingerprint"]
+        assert started_from == (parent and fingerprint(life.out_dir / f"{parent}_32{life.suffix}.pth"))
+        steps, measured = life.steps(f"{Path(stage).name}_32"), life.heldout(f"{Path(stage).name}_32")
+        assert (record["step"], record["tokens"]) == (steps[-1]["step"], steps[-1]["tokens"])
+        assert record["heldout"]["step"] == record["step"]
+        assert record["heldout"]["heldout_loss"] == pytest.approx(measured["heldout_loss"], rel=1e-5)
+        assert record["data"]["rows_trained_on"] > 4 * record["data"]["rows_held_out"] > 0
+        assert len(record["tokenizer"]) == 64 and set(record["versions"]) == {"python", "torch", "transformers"}
+    adapter = json.loads((life.out_dir / "lora" / f"lora_identity_32{life.suffix}.json").read_text("utf-8"))
+    assert adapter["lora"] == {"rank": 16, "alpha": 16, "targets": list(LORA_TARGETS)}
+    taught = json.loads((life.out_dir / f"full_dist_32{life.suffix}.json").read_text("utf-8"))
+    assert taught["teacher"]["fingerprint"] == fingerprint(life.out_dir / f"full_sft_48{life.suffix}.pth")
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_loss_falls(life, stage):
     """From the first epoch to the last: the same rows, so the means can be compared."""
@@ -139,7 +164,7 @@ def test_no_stage_replaces_its_file_by_weights_that_exploded(life, tmp_path, mon
 
 
 def ask(life: Life, capsys, *flags: str) -> str:
-    sizes = ["--dim", "32", "--n_layers", "2", "--use_moe", str(life.use_moe), "--out_dir", str(life.out_dir)]
+    sizes = ["--dim", "32", "--out_dir", str(life.out_dir)]  # there is a teacher of another width; all else is read
     short = ["--device", "cpu", "--max_new_tokens", "8", "--temperature", "0", "--show_speed", "False"]
     assert eval_model.main([*sizes, *short, *flags]) == 0
     return capsys.readouterr().out

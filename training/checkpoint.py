@@ -8,7 +8,7 @@ and every rank's random generators.
 import random
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +50,7 @@ class Progress:
     skipped: int = 0  # steps dropped for a non-finite gradient
     bad_streak: int = 0  # how many of them in a row, now
     spikes: int = 0  # times that the loss rose far above the ones before and stayed (training/watch.py)
+    heldout: dict = field(default_factory=dict)  # the last held-out figures, and the "step" they were measured after
 
 
 def random_state(device: torch.device) -> dict:

@@ -181,7 +181,7 @@ def stage_parser(description: str, **stage_defaults) -> BriefParser:
     known = {action.dest for action in parser._actions}
     if unknown := set(stage_defaults) - known:
         raise KeyError(f"stage_parser: no flag is named {sorted(unknown)}")
-    parser.set_defaults(**stage_defaults)
+    parser.set_defaults(stage=stage_defaults.get("save_weight", "lora"), **stage_defaults)
     return parser
 
 

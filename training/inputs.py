@@ -9,6 +9,7 @@ from model.chat_format import ChatFormat
 from model.LMConfig import LMConfig
 from model.loading import load_weights
 from model.model import MiniMindForCausalLM
+from model.record import describe_file, tokenizer_remark
 
 from .memory import refuse_a_model_that_cannot_fit
 from .processes import Run
@@ -44,6 +45,7 @@ class Data:
     train: Sequences | Pairs
     heldout: Sequences | Pairs
     fingerprint: str
+    tokenizer: str = ""  # fingerprint of tokenizer and chat template
 
 
 def load_data(run: Run, args, chat: ChatFormat, kind: str, *, path: str | None = None) -> Data:
@@ -56,6 +58,8 @@ def load_data(run: Run, args, chat: ChatFormat, kind: str, *, path: str | None =
     Raises: FileNotFoundError, ValueError: the file is missing, unusable, or nothing in it fits max_seq_len.
     """
     path = path or args.data_path
+    if args.start_weights and (remark := tokenizer_remark(args.start_weights, chat.fingerprint())):
+        run.log(remark)
     with run.main_first():
         cache = open_token_cache(path, kind, chat, args.cache_dir, on_bad_line=args.on_bad_line, log=run.log)
     content = cache.path.name.rpartition("-")[2]  # of the data: the file may be renamed
@@ -79,4 +83,19 @@ def load_data(run: Run, args, chat: ChatFormat, kind: str, *, path: str | None =
             + ("a held-out loss of so few may be chance" if len(heldout) else "there is no held-out loss")
             + f"; raise --heldout_share {args.heldout_share:g}, or add rows"
         )
-    return Data(train, heldout, content)
+    return Data(train, heldout, content, chat.fingerprint())
+
+
+def origin(args, data: Data) -> dict[str, object]:
+    """Where the weights that a run will write come from: what the record beside them says of it."""
+    return {
+        "stage": args.stage,
+        "started_from": describe_file(args.start_weights) if args.start_weights else None,
+        "data": {
+            "path": args.data_path,
+            "fingerprint": data.fingerprint,
+            "rows_trained_on": len(data.train),
+            "rows_held_out": len(data.heldout),
+        },
+        "tokenizer": data.tokenizer,
+    }

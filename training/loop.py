@@ -24,7 +24,7 @@ from dataset.batching import tokens_per_batch
 from .checkpoint import Progress, new_run_flags
 from .evaluation import Evaluation
 from .guard import WeightGuard
-from .inputs import Data
+from .inputs import Data, origin
 from .kept_memory import KeptMemory
 from .memory import memory_report, out_of_memory_advice
 from .optim import lr_at
@@ -53,6 +53,7 @@ def train(
     *,
     weights=nn.Module.state_dict,
     trained_name: str = "LLM总参数量",
+    facts: dict | None = None,
 ) -> None:
     """Train ``model`` on ``data`` as the flags in ``args`` say; write weights, states to resume from, and the log.
 
@@ -60,12 +61,13 @@ def train(
         data: training.inputs.Data: units with ``lengths`` and ``collate(ids) -> micro-batch``, and a fingerprint.
         loss_fn: (model, micro-batch) -> (loss sum, weight, metric sums); dividing by the weight gives the mean.
         weights: model -> the state dict that is saved for people (LoRA saves less than everything).
+        facts: of this stage alone, for the record beside the weights: an adapter's rank, the teacher.
         trained_name: what the log calls the number of parameters that are trained.
     Raises: SystemExit: with 128 + n after saving when signal n stopped the run; with a message when steps keep failing,
         when memory does not suffice, when the weights are broken, and when the final save failed.
     """
     with stop_on_signals(run), out_of_memory_advice(args):
-        parts = set_up(run, args, model, data, loss_fn, weights, trained_name)
+        parts = set_up(run, args, model, data, loss_fn, weights, trained_name, facts)
         if parts is None:  # nothing is left to do
             return
         progress, source, updater, stats = parts.progress, parts.source, parts.updater, parts.stats
@@ -138,7 +140,9 @@ class Parts:
     budget: int  # positions of a full micro-batch
 
 
-def set_up(run: Run, args, model: nn.Module, data: Data, loss_fn, weights, trained_name: str) -> Parts | None:
+def set_up(
+    run: Run, args, model: nn.Module, data: Data, loss_fn, weights, trained_name: str, facts: dict | None
+) -> Parts | None:
     """Make the parts, continue a saved run if ``--resume`` says so, and say what will be done; None if all is done.
 
     What can be refused is refused before the tracker and the log are opened.
@@ -157,8 +161,9 @@ def set_up(run: Run, args, model: nn.Module, data: Data, loss_fn, weights, train
     )  # fmt: skip
     progress = Progress()
     saver = Saver(
-        run, args, model.config, updater, source, progress, guard, data_fingerprint=data.fingerprint, weights=weights
-    )
+        run, args, model.config, updater, source, progress, guard,
+        data_fingerprint=data.fingerprint, weights=weights, origin={**origin(args, data), **(facts or {})},
+    )  # fmt: skip
     with plain_errors():
         saver.resume()
     all_steps = count_steps(source, progress, run.log)
@@ -269,6 +274,7 @@ def evaluate(
         is_quick = run.device.type != "cpu" or evaluation.heldout.lengths.sum() <= QUICK_TOKENS
         if (is_quick or not is_early) and (measured := evaluation.measure(run, model, loss_fn, budget)):
             report.heldout(progress.step, measured)
+            progress.heldout = {"step": progress.step, **measured}
         if run.is_main:
             report.samples(evaluation.answers(model))
         if not is_early:

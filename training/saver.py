@@ -14,7 +14,8 @@ from torch import nn
 from common.files import crc32
 from common.tensor_files import named_tensors
 from model.LMConfig import config_fields
-from model.loading import save_weights, weights_path
+from model.loading import save_weights
+from model.record import describe_program, write_record
 
 from .checkpoint import (
     CheckpointError,
@@ -38,7 +39,7 @@ from .guard import WeightGuard
 MAX_BAD_STEPS = 5
 MAX_REFUSED = 2  # saves in a row: the first steps of a new model may be wild
 # Flags that say how a process was started, or in other words what the configuration says; not what it computes.
-NOT_THE_RUN = ("resume", "local_rank", "ddp", "model", "teacher_model", "remarks")
+NOT_THE_RUN = ("resume", "local_rank", "ddp", "model", "teacher_model", "remarks", "stage")
 
 
 class Saver:
@@ -56,6 +57,7 @@ class Saver:
         weights: model -> the state dict saved for people.
         data_fingerprint: identifies the content of the training data.
         guard: says whether weights are broken.
+        origin: what the record beside the weights says of where they come from (training/inputs.py).
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Saver:
         *,
         data_fingerprint: str,
         weights=nn.Module.state_dict,
+        origin: dict | None = None,
     ):
         self.run, self.args = run, args
         self.updater, self.source, self.progress = updater, source, progress
@@ -83,11 +86,13 @@ class Saver:
         self._refused = 0  # how many in a row
         self._saved_step: int | None = None  # of the state on disk, None while none is of this run
         self._weights_step: int | None = None  # the same for the weights
+        self.config, self.origin = config, origin or {}
+        self.program = describe_program() if run.is_main else {}
         self.identity = {
             **{name: value for name, value in plain_flags(args).items() if name not in NOT_THE_RUN},
             "config": config_fields(config),
             "data": data_fingerprint,
-            "starting weights": starting_checksum(args, config),
+            "starting weights": starting_checksum(args.start_weights),
             "computed in": f"{run.dtype} on {run.device.type}",
             "processes": run.world_size,
         }
@@ -156,6 +161,7 @@ class Saver:
                 remove_leftovers(self.directory)
             save_weights(weights, self.weights_path)
             self._weights_step = step
+            self._write_record(state["progress"])
             if self._saved_step is None and (previous := set_aside(self.directory)):
                 self.run.log(f"{self.directory}: the states of an earlier run are now in {previous}")
             write_state(self.directory, state)
@@ -168,6 +174,12 @@ class Saver:
                 f"{free_space(self.weights_path)}. {self.kept()} "
                 "The run goes on and tries again at the next save: make room."
             )
+
+    def _write_record(self, progress: dict) -> None:
+        """The table beside the weights just written. Whoever reads it in between finds that it is of other weights."""
+        figures = {name: float(f"{value:.6g}") for name, value in progress["heldout"].items()}
+        done = {"step": progress["step"], "tokens": progress["tokens"], "heldout": figures or None}
+        write_record(self.weights_path, self.config, **self.origin, **done, **self.program)
 
     def resume(self) -> bool:
         """Continue from the newest usable state if ``--resume`` says so; True if the run continues.
@@ -228,6 +240,7 @@ class Saver:
         weights = self.weights(self.updater.full_model())
         if self.run.is_main and not self.weights_path.exists():
             save_weights(weights, self.weights_path)
+            self._write_record(asdict(self.progress))
             self.run.log(f"{self.weights_path} was gone: written again from the state")
 
     def refuse_broken(self) -> None:
@@ -266,13 +279,11 @@ def is_plain(value) -> bool:
     return value is None or isinstance(value, (bool, int, float, str, list, tuple))
 
 
-def starting_checksum(args, config) -> str:
+def starting_checksum(weights: Path | None) -> str:
     """Identifies the file of ``--from_weight``: another stage's result may have been replaced in the meantime."""
-    if args.from_weight == "none":
+    if weights is None:
         return "random"
-    is_file = args.from_weight.endswith(".pth")
-    path = Path(args.from_weight) if is_file else weights_path(args.out_dir, args.from_weight, config)
-    return f"{crc32(path):08x}" if path.is_file() else "missing"
+    return f"{crc32(weights):08x}" if weights.is_file() else "missing"
 
 
 def free_space(path: Path) -> str:
