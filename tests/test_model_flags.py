@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from toy import toy_run
 
 import eval_model
 import train_distillation
@@ -17,6 +18,7 @@ from model.model import MiniMindForCausalLM
 from model.model_flags import MODEL_FLAGS
 from model.record import record_path, write_record
 from training.checkpoint import DifferentRunError, compare
+from training.processes import other_model
 
 SMALL = {"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "rope_theta": 1e4}
 
@@ -227,6 +229,14 @@ def test_a_state_of_a_version_with_fewer_flags_is_continued(tmp_path):
             compare(saved, other, tmp_path, tmp_path)
     with pytest.raises(DifferentRunError, match="max_seq_len: 100 then, 200 now"):
         compare(saved, {**now, "max_seq_len": 200}, tmp_path, tmp_path)
+
+
+def test_ranks_that_found_other_weights_are_refused(tmp_path, monkeypatch):
+    """Each machine looks into its own out/."""
+    run, config = toy_run(), LMConfig()
+    assert other_model(run, config) is None
+    monkeypatch.setattr(run, "gather", lambda fields: [fields, fields, {**fields, "dim": 768}])
+    assert other_model(run, config).startswith("rank 2 found weights with dim 768, rank 0 with 512: copy")
 
 
 def test_a_record_that_belongs_elsewhere_is_told_when_flags_are_read(tmp_path):

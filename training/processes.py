@@ -27,8 +27,8 @@ from common.files import locked
 from common.flags import plain_errors, plain_message
 from common.memory import keep_fewer_kernels, keep_freed_memory
 from common.output import make_output_last
+from model.LMConfig import LMConfig, config_fields
 
-from .cli import config_from
 from .compute import Compute
 from .files import check_writable, run_files
 from .signals import stop_without_launcher
@@ -205,17 +205,30 @@ def own_files(run: Run, args) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         problem = None
         if run.is_main:
-            files = run_files(args, config_from(args))
+            files = run_files(args, args.config)
             try:
                 check_writable(files)
                 remedy = "or pass another --out_dir or --save_weight"
                 stack.enter_context(locked(files.states, files.weights, remedy, run.log))
             except (OSError, ValueError) as error:
                 problem = plain_message(error)
-        if problem := run.from_main(problem):
+        if problem := run.from_main(problem) or other_model(run, args.config):
             run.log_error(f"error: {problem}")
             raise SystemExit(2)
         yield
+
+
+def other_model(run: Run, config: LMConfig) -> str | None:
+    """Why the processes cannot train together, if they found weights of different sizes; the same on all of them."""
+    configs = run.gather(config_fields(config))
+    for rank, fields in enumerate(configs):
+        for name, value in fields.items():
+            if value != configs[0][name]:
+                return (
+                    f"rank {rank} found weights with {name} {value}, rank 0 with {configs[0][name]}: copy the weights "
+                    "to all machines, or pass the sizes"
+                )
+    return None
 
 
 def unused_store(rank: int, world_size: int) -> dist.Store:

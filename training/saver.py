@@ -15,7 +15,7 @@ from common.files import crc32
 from common.tensor_files import named_tensors
 from model.LMConfig import config_fields
 from model.loading import save_weights
-from model.record import describe_program, write_record
+from model.record import describe_program, record_path, write_record
 
 from .checkpoint import (
     CheckpointError,
@@ -157,8 +157,8 @@ class Saver:
         step = state["progress"]["step"]
         try:
             if self._saved_step is None:
-                remove_leftovers(self.weights_path)
-                remove_leftovers(self.directory)
+                for place in (self.weights_path, record_path(self.weights_path), self.directory):
+                    remove_leftovers(place)
             save_weights(weights, self.weights_path)
             self._weights_step = step
             self._write_record(state["progress"])
