@@ -50,12 +50,14 @@ def refused(capsys, script, out_dir: Path, flags: str = "") -> list[str]:
 def test_every_stage_takes_the_sizes_from_the_weights_that_it_reads(tmp_path):
     save(tmp_path)
     save(tmp_path, "full_sft")
-    for script in (train_full_sft, train_lora, eval_model):
+    for script in (train_full_sft, train_lora):
         args = parse(script, tmp_path)
         assert {name: getattr(args.config, name) for name in SMALL} == SMALL
         assert {name: getattr(args, name) for name in SMALL} == SMALL  # what the flags would have said
         assert args.hidden_dim is None and args.remarks == []
-    assert args.weights == tmp_path / "full_sft_32.pth"
+    choice = parse(eval_model, tmp_path).choice
+    assert choice.path == args.start_weights == tmp_path / "full_sft_32.pth" and choice.remarks == ()
+    assert config_fields(choice.config) == config_fields(args.config)
 
 
 def test_settings_of_a_run_are_its_own(tmp_path):
@@ -121,9 +123,8 @@ def test_a_published_model_against_a_flag(tmp_path, capsys):
 def test_every_published_model_has_a_name(name, tmp_path):
     args = parse(train_pretrain, tmp_path, f"--model {name} --dropout 0.5")
     assert config_fields(args.config) == config_fields(LMConfig(**PUBLISHED[name], dropout=0.5))
-    assert config_fields(parse(eval_model, tmp_path, f"--model {name}").config) == {
-        **config_fields(LMConfig(**PUBLISHED[name]))
-    }
+    choice = parse(eval_model, tmp_path, f"--model {name}").choice
+    assert config_fields(choice.config) == config_fields(LMConfig(**PUBLISHED[name]))
 
 
 def test_every_field_is_a_flag_or_not_the_users():
@@ -177,7 +178,7 @@ def test_several_unusual_sizes_are_listed_with_the_flags_that_pick_each(tmp_path
     assert parse(train_full_sft, tmp_path, "--dim 32").start_weights == small
     assert parse(train_full_sft, tmp_path, "--dim 64 --use_moe True").start_weights == mixture
     assert parse(train_full_sft, tmp_path, "--use_moe True").start_weights == mixture  # the only one left
-    assert parse(eval_model, tmp_path, "--model_mode 0 --use_moe False").weights == small
+    assert parse(eval_model, tmp_path, "--model_mode 0 --use_moe False").choice.path == small
 
 
 # Distillation: a student and a teacher
