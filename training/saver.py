@@ -177,7 +177,7 @@ class Saver:
 
     def _write_record(self, progress: dict) -> None:
         """The table beside the weights just written. Whoever reads it in between finds that it is of other weights."""
-        figures = {name: float(f"{value:.6g}") for name, value in progress["heldout"].items()}
+        figures = {name: round(value, 6) for name, value in progress["heldout"].items()}
         done = {"step": progress["step"], "tokens": progress["tokens"], "heldout": figures or None}
         write_record(self.weights_path, self.config, **self.origin, **done, **self.program)
 
