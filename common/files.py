@@ -2,8 +2,10 @@
 
 import contextlib
 import errno
+import glob
 import os
 import shlex
+import shutil
 import socket
 import sys
 import time
@@ -40,6 +42,15 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
     finally:
         temporary.unlink(missing_ok=True)
     sync_directory(path.parent)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Delete what killed processes left behind, under temporary names, when they were writing `path` or into it."""
+    for leftover in [*path.glob(".*.tmp"), *path.parent.glob(f".{glob.escape(path.name)}.*.tmp")]:
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 def sync_directory(directory: Path) -> None:

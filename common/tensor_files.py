@@ -88,6 +88,13 @@ def digest(tensors: dict[str, torch.Tensor], described: str = "") -> str:
     return result.hexdigest()
 
 
+def is_state_dict(value: object) -> bool:
+    """True for a table from names to tensors."""
+    return isinstance(value, dict) and all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in value.items()
+    )
+
+
 def named_tensors(value: object, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
     """Every tensor of a nested state with where it stands, e.g. ("optimizer.state.0.exp_avg", ...)."""
     if isinstance(value, torch.Tensor):

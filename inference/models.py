@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from common.device import DTYPES, choose_device, fast_dtype
 from model.folders import load_directory
 from model.LMConfig import LMConfig
-from model.loading import load_model, load_tokenizer
+from model.loading import check_vocabulary, load_model, load_tokenizer
 from model.record import config_for, read_record, read_shapes
 
 TEXT_STAGE = "pretrain"  # its weights continue raw text instead of answering
@@ -49,6 +49,7 @@ def load_choice(
         model, tokenizer = load_directory(choice.path)
     else:
         model, tokenizer = load_model(choice.config, choice.path), load_tokenizer()
+        check_vocabulary(choice.path, tokenizer, choice.config.vocab_size)
     return model.to(where, inference_dtype(dtype, where)).eval(), tokenizer
 
 

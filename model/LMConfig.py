@@ -2,10 +2,12 @@
 
 import inspect
 import math
+import sys
 
 from transformers import PreTrainedConfig
 
 ROPE_SCALING_TYPES = ("linear", "ntk", "yarn")
+LARGEST = 2**31 - 1  # of any whole number
 YARN_KEYS = ("original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor")
 
 # Keyword arguments that build the published models: LMConfig(**PUBLISHED["MiniMind2-Small"]).
@@ -147,10 +149,16 @@ class LMConfig(PreTrainedConfig):
         whole += ("num_experts_per_tok", "n_routed_experts") if self.use_moe else ()
         whole += ("hidden_dim",) if self.hidden_dim is not None else ()
         found = [
-            f"{name}={value!r} must be a whole number of at least 1"
+            f"{name}={_short(value)} must be a whole number from 1 to {LARGEST}"
             for name in whole
-            if not isinstance(value := getattr(self, name), int) or isinstance(value, bool) or value < 1
+            if not _is_whole(value := getattr(self, name)) or not 1 <= value <= LARGEST
         ]
+        for name in ("use_moe", "qk_norm", "flash_attn", "seq_aux", "norm_topk_prob"):
+            if not isinstance(value := getattr(self, name), bool):
+                found.append(f"{name}={_short(value)} must be True or False")
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            if not _is_whole(value := getattr(self, name)) or not 0 <= value <= LARGEST:
+                found.append(f"{name}={_short(value)} must be the number of a token")
         if found:
             return found  # the checks below divide by these numbers
         if self.dim % self.n_heads:
@@ -162,10 +170,10 @@ class LMConfig(PreTrainedConfig):
         if self.vocab_size > 65536:
             found.append(f"vocab_size={self.vocab_size} exceeds 65536, ids are stored in 16 bits: use a smaller one")
         if not (_is_finite(self.dropout) and 0 <= self.dropout < 1):
-            found.append(f"dropout={self.dropout!r} must be at least 0 and below 1")
+            found.append(f"dropout={_short(self.dropout)} must be at least 0 and below 1")
         for name in ("norm_eps", "rope_theta"):
             if not (_is_finite(value := getattr(self, name)) and value > 0):
-                found.append(f"{name}={value!r} must be a number greater than 0")
+                found.append(f"{name}={_short(value)} must be a number greater than 0")
         found += self._moe_problems() if self.use_moe else []
         found += self._rope_scaling_problems() if self.rope_scaling is not None else []
         return found
@@ -180,7 +188,7 @@ class LMConfig(PreTrainedConfig):
         if self.scoring_func != "softmax":
             found.append(f"scoring_func={self.scoring_func!r} is unknown: use 'softmax'")
         if not (_is_finite(self.aux_loss_alpha) and self.aux_loss_alpha >= 0):
-            found.append(f"aux_loss_alpha={self.aux_loss_alpha!r} must be a number of at least 0")
+            found.append(f"aux_loss_alpha={_short(self.aux_loss_alpha)} must be a number of at least 0")
         if self.dim % 8 or self.intermediate_size % 8:
             found.append(
                 f"dim={self.dim} and hidden_dim={self.intermediate_size} must be multiples of 8 in a mixture of "
@@ -193,20 +201,20 @@ class LMConfig(PreTrainedConfig):
     def _rope_scaling_problems(self) -> list[str]:
         scaling = self.rope_scaling
         if not isinstance(scaling, dict):
-            return [f'rope_scaling={scaling!r} must be a table like {{"rope_type": "yarn", "factor": 4.0}}']
+            return [f'rope_scaling={_short(scaling)} must be a table like {{"rope_type": "yarn", "factor": 4.0}}']
         kinds = [scaling[name] for name in ("rope_type", "type") if name in scaling]
         if not kinds or kinds[0] not in ROPE_SCALING_TYPES or kinds[0] != kinds[-1]:
             named = " and ".join(map(repr, kinds)) or "None"
             return [f"rope_scaling type {named} is unknown: use one of {', '.join(ROPE_SCALING_TYPES)}"]
         kind, found = kinds[0], []
         if not (_is_finite(factor := scaling.get("factor")) and factor >= 1):
-            found.append(f"rope_scaling factor {factor!r} must be a number of at least 1")
+            found.append(f"rope_scaling factor {_short(factor)} must be a number of at least 1")
         known = {"rope_type", "type", "factor", *(YARN_KEYS if kind == "yarn" else ())}
         if unknown := sorted(scaling.keys() - known):
             found.append(f"rope_scaling: {kind} has no {', '.join(unknown)}, only {', '.join(sorted(known))}")
         for name in YARN_KEYS:
             if name in scaling and not (_is_finite(value := scaling[name]) and value > 0):
-                found.append(f"rope_scaling {name} {value!r} must be a number greater than 0")
+                found.append(f"rope_scaling {name} {_short(value)} must be a number greater than 0")
         if not found and not scaling.get("beta_fast", 32) > scaling.get("beta_slow", 1):
             found.append(
                 "rope_scaling beta_fast must be greater than beta_slow: these are turns in the trained context"
@@ -224,5 +232,15 @@ def config_fields(config: LMConfig) -> dict[str, object]:
     return {name: getattr(config, name) for name in names}
 
 
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """True for a number that a float can hold: files may hold whole numbers that are larger."""
+    return (_is_whole(value) and abs(value) < sys.float_info.max) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:60] + "..."

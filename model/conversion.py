@@ -13,13 +13,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from .architectures import ARCHITECTURES, native_architecture
-from .folders import new_folder, read_folder, write_folder
+from .folders import new_files, new_folder, read_folder, write_folder
 from .gguf_file import modelfile, read_gguf_tensors, write_gguf
 from .layouts import recognise, to_ours
 from .LMConfig import LMConfig, config_fields
-from .loading import fill, load_tokenizer, read_state_dict, save_weights
+from .loading import check_vocabulary, fill, load_tokenizer, read_state_dict, save_weights
 from .model import MiniMindForCausalLM
-from .record import config_for, describe_program, write_record
+from .record import config_for, describe_program, record_path, write_record
 from .sizes import Given, contradictions
 
 STORED_TYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
@@ -60,25 +60,32 @@ def read_source(path: Path, given: Mapping[str, Given]) -> Source:
         config, tensors = read_folder(path)
         if found := contradictions(config, given, f"{path} (as its config.json says)"):
             raise ValueError("; ".join(found))
-        return Source(path, config, tensors, load_tokenizer(path), [f"{path}: {_describe(config)}"])
+        tokenizer = load_tokenizer(path)
+        check_vocabulary(path, tokenizer, config.vocab_size)
+        return Source(path, config, tensors, tokenizer, [f"{path}: {_describe(config)}"])
     state_dict = read_state_dict(path, make_with=None)
     config, remarks = config_for(path, given)
     layout = recognise(state_dict)
     remarks = [f"{path}: {_describe(config)}, layout {layout.name}", *remarks]
-    return Source(path, config, to_ours(state_dict, layout, config.head_dim), load_tokenizer(), remarks)
+    tokenizer = load_tokenizer()
+    check_vocabulary(path, tokenizer, config.vocab_size)
+    try:
+        return Source(path, config, to_ours(state_dict, layout, config.head_dim), tokenizer, remarks)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def convert_to_pth(source: Source, path: Path) -> str:
     """Write a .pth file with its record; returns what was found to be equal. Raises FileExistsError, ValueError."""
-    _refuse_existing(path)
-    model = source.model()
-    save_weights(model.state_dict(), path)
-    write_record(path, source.config, stage="convert_model", started_from=str(source.path), **describe_program())
-    read = read_source(path, {})
-    same = all(torch.equal(read.tensors[name], tensor) for name, tensor in model.state_dict().items())
-    if not same or config_fields(read.config) != config_fields(source.config):
-        path.unlink()
-        raise ValueError(f"{path} is not what was written: the disk is not to be trusted. Nothing is left of it")
+    facts = {"stage": "convert_model", "started_from": str(source.path), **describe_program()}
+    with new_files(path, record_path(path)) as (weights, _):
+        model = source.model()
+        save_weights(model.state_dict(), weights)
+        write_record(weights, source.config, **facts)
+        read = read_source(weights, {})
+        same = all(torch.equal(read.tensors[name], tensor) for name, tensor in model.state_dict().items())
+        if not same or config_fields(read.config) != config_fields(source.config):
+            raise ValueError(f"{path} is not what was written: the disk is not to be trusted. Nothing is left of it")
     return f"all {len(read.tensors)} tensors are equal"
 
 
@@ -101,10 +108,11 @@ def convert_to_folder(source: Source, path: Path, model_type: str | None, stored
         )
         if any(found.values()):
             raise ValueError(f"transformers reads {path} otherwise than it was written: {found}")
+        _refuse_overflow(model, stored)
         rounded = MiniMindForCausalLM(source.config).eval()
         rounded.load_state_dict({name: _rounded(t, stored) for name, t in model.state_dict().items()})
         difference = compare(rounded, other.eval(), source.tokenizer)
-        if difference > CLOSE:
+        if not difference <= CLOSE:  # NaN is not close either
             raise ValueError(
                 f"{ARCHITECTURES[model_type]} computes other logits, {difference:.1e} apart: nothing is written"
             )
@@ -118,18 +126,16 @@ def convert_to_gguf(source: Source, path: Path, quantisation: str) -> str:
     Raises:
         FileExistsError: there is something of these names. ValueError: llama.cpp has no such architecture.
     """
-    model, beside = source.model(), path.with_name(f"{path.stem}.Modelfile")
-    _refuse_existing(path)
-    _refuse_existing(beside)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_gguf(path, source.config, model.state_dict(), source.tokenizer, quantisation, name=path.stem)
-    read = MiniMindForCausalLM(source.config).eval()
-    read.load_state_dict(read_gguf_tensors(path, source.config))
-    difference = compare(model, read, source.tokenizer)
-    if quantisation == "f32" and difference > CLOSE:
-        path.unlink()
-        raise ValueError(f"{path} holds other numbers than were written: nothing is left of it")
-    beside.write_text(modelfile(path.name, source.config.max_seq_len), encoding="utf-8")
+    with new_files(path, path.with_name(f"{path.stem}.Modelfile")) as (weights, beside):
+        model = source.model()
+        _refuse_overflow(model, quantisation)
+        write_gguf(weights, source.config, model.state_dict(), source.tokenizer, quantisation, name=path.stem)
+        read = MiniMindForCausalLM(source.config).eval()
+        read.load_state_dict(read_gguf_tensors(weights, source.config))
+        difference = compare(model, read, source.tokenizer)
+        if not difference <= (CLOSE if quantisation == "f32" else float("inf")):  # NaN is neither
+            raise ValueError(f"{path} would hold other numbers than its source: nothing is left of it")
+        beside.write_text(modelfile(path.name, source.config.max_seq_len), encoding="utf-8")
     return f"{quantisation}: logits of what it holds are {difference:.1e} from ours, relative to the largest"
 
 
@@ -151,6 +157,10 @@ def _describe(config: LMConfig) -> str:
     return f"{kind}, dim {config.dim}, {config.n_layers} layers, {config.n_heads}/{config.n_kv_heads} heads"
 
 
-def _refuse_existing(path: Path) -> None:
-    if path.exists():
-        raise FileExistsError(f"{path} exists: choose another name, or remove it")
+def _refuse_overflow(model: MiniMindForCausalLM, stored: str) -> None:
+    """Raises ValueError if a weight is to be stored as float16 and is beyond what that holds."""
+    if stored != "f16":
+        return
+    largest = max(float(parameter.detach().abs().max()) for parameter in model.parameters())
+    if largest > (limit := torch.finfo(torch.float16).max):
+        raise ValueError(f"f16 ends at {limit:g}, and these weights go up to {largest:g}: pass --dtype bf16")

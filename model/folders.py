@@ -17,13 +17,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from common.tensor_files import UnreadableFile, check_checksums, first_line, read_torch_file
+from common.files import remove_leftovers
+from common.tensor_files import UnreadableFile, check_checksums, first_line, is_state_dict, read_torch_file
 
 from .architectures import ARCHITECTURES, LAYOUT_OF, from_transformers, to_transformers
 from .layouts import LAYOUTS, Layout, from_ours, recognise, to_ours
 from .LMConfig import LMConfig, config_fields
-from .loading import check_finite, fill, load_tokenizer
+from .loading import check_finite, check_vocabulary, fill, load_tokenizer
 from .model import MiniMindForCausalLM
+from .sizes import misfits
 
 
 def read_folder(path: str | Path) -> tuple[LMConfig, dict[str, Tensor]]:
@@ -43,9 +45,14 @@ def read_folder(path: str | Path) -> tuple[LMConfig, dict[str, Tensor]]:
         else:
             config = from_transformers(AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False))
             layout = LAYOUTS[LAYOUT_OF[fields["model_type"]]]
-        return config, to_ours(tensors, layout, config.head_dim)
-    except (ValueError, KeyError) as error:
+        tensors = to_ours(tensors, layout, config.head_dim)
+        if differing := misfits(config, {name: tuple(tensor.shape) for name, tensor in tensors.items()}):
+            raise ValueError(f"its config.json says {differing}: take both from the same release")
+        return config, tensors
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    except Exception as error:  # of transformers, at a config.json with values that make no sense
+        raise ValueError(f"{path / 'config.json'}: {type(error).__name__}: {first_line(error)}") from error
 
 
 def load_directory(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -62,7 +69,9 @@ def load_directory(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokeniz
         config, tensors = read_folder(path)
         model = MiniMindForCausalLM(config)
         fill(model, tensors, path, make_with=None)
-        return model.eval(), load_tokenizer(path)
+        tokenizer = load_tokenizer(path)
+        check_vocabulary(path, tokenizer, config.vocab_size)
+        return model.eval(), tokenizer
     try:
         for file in path.glob("*.bin"):
             check_checksums(file)
@@ -79,7 +88,9 @@ def load_directory(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokeniz
     if any(found.values()):
         raise ValueError(_misfit(path, type(model).__name__, found))
     check_finite(path, model.state_dict(), make_with=None)
-    return model, load_tokenizer(path)
+    tokenizer = load_tokenizer(path)
+    check_vocabulary(path, tokenizer, model.get_input_embeddings().num_embeddings)
+    return model, tokenizer
 
 
 def _misfit(path: Path, architecture: str, found: dict[str, set]) -> str:
@@ -135,7 +146,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             part = load_file(file) if file.suffix == ".safetensors" else read_torch_file(file)
         except (SafetensorError, UnreadableFile) as error:
             raise ValueError(f"{file} cannot be read: {error}") from error
-        if not isinstance(part, dict) or not all(isinstance(value, torch.Tensor) for value in part.values()):
+        if not is_state_dict(part):
             raise ValueError(f"{file} is not a state dict, a table from names to tensors")
         tensors |= part
     return tensors
@@ -193,15 +204,44 @@ def new_folder(path: Path) -> Iterator[Path]:
     Raises:
         FileExistsError: there is something of that name.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if not path.name:
+        raise ValueError(f"{path} has no name: say what the new folder is to be called")
+    if os.path.lexists(path) and (path.is_symlink() or not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(f"{path} exists: remove it, or choose another name")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.mkdir(parents=True)
-    try:
+    with _temporary_directory(path) as temporary:
         yield temporary
         if path.is_dir():
             path.rmdir()  # empty
         temporary.rename(path)
+
+
+@contextlib.contextmanager
+def new_files(*paths: Path) -> Iterator[list[Path]]:
+    """Two files or more of one directory to write, under the same names in a temporary one.
+
+    They get their places when the block has ended well, the first of `paths` last: where it is, the others are.
+
+    Raises:
+        FileExistsError: there is something of one of these names.
+    """
+    for path in paths:
+        if os.path.lexists(path):
+            raise FileExistsError(f"{path} exists: choose another name, or remove it")
+    with _temporary_directory(paths[0]) as temporary:
+        written = [temporary / path.name for path in paths]
+        yield written
+        for file, path in reversed(list(zip(written, paths, strict=True))):
+            os.replace(file, path)
+
+
+@contextlib.contextmanager
+def _temporary_directory(path: Path) -> Iterator[Path]:
+    """A directory beside `path`, removed when the block ends, or by the next that is made for this path."""
+    remove_leftovers(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -210,7 +250,10 @@ def _named_in_index(path: Path, suffix: str) -> set[str]:
     """The files among which the index of a large model distributes its tensors; none for a model in one file."""
     names: set[str] = set()
     for index in path.glob(f"*{suffix}.index.json"):
-        names |= set(_read_json(index).get("weight_map", {}).values())
+        files = _read_json(index).get("weight_map")
+        if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
+            raise ValueError(f"{index} has no weight_map from names of tensors to names of files: copy it again")
+        names |= set(files.values())
     return names
 
 

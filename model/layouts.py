@@ -98,6 +98,8 @@ def split_granite(tensors: Tensors) -> Tensors:
     split = {}
     for name, tensor in tensors.items():
         if name.endswith(".input_linear.weight"):
+            if tensor.dim() < 2:
+                raise ValueError(f"{name} is {tuple(tensor.shape)}, and gate and up are two matrices")
             start = name.removesuffix("input_linear.weight")
             gate, up = tensor.chunk(2, dim=-2)
             split |= {start + "gate_proj.weight": gate, start + "up_proj.weight": up}
@@ -164,7 +166,7 @@ def _is_qwen2_shared_down(name: str) -> bool:
 def _without_zeros(tensors: Tensors, extras: re.Pattern) -> Tensors:
     """The tensors without those that `extras` matches; ValueError if one of these is not zero."""
     for name, tensor in tensors.items():
-        if extras.fullmatch(name) and tensor.any():
+        if extras.fullmatch(name) and not tensor.is_meta and tensor.any():  # of a mere shape nobody can say
             raise ValueError(
                 f"{name} is not zero (largest {tensor.abs().max():.3g}), and MiniMind has no such part: this is no "
                 "MiniMind but another model with the same architecture"
@@ -250,6 +252,9 @@ def to_ours(tensors: Tensors, layout: Layout, head_dim: int) -> Tensors:
     patterns = [(_pattern(theirs), ours) for ours, theirs in layout.names.items()]
     found, experts, unknown = {}, {}, []
     weights = {_bare(name): tensor for name, tensor in tensors.items()}
+    if len(weights) < len(tensors):
+        twice = next(name for name in tensors if name != _bare(name) and _bare(name) in tensors)
+        raise ValueError(f"it holds both {twice} and {_bare(twice)}: which one is meant?")
     weights = {name: tensor for name, tensor in weights.items() if not _NO_WEIGHTS.fullmatch(name)}
     for name, tensor in layout.unfold(weights).items():
         match, ours = next(((m, ours) for pattern, ours in patterns if (m := pattern.fullmatch(name))), (None, None))
@@ -314,6 +319,8 @@ def _turned(name: str, tensor: Tensor, head_dim: int, reorder: Callable[[Tensor,
     """`tensor` with its rows reordered if it is a q or k projection, whose rows are channels that RoPE turns."""
     if not name.endswith(("self_attn.q_proj.weight", "self_attn.k_proj.weight")):
         return tensor
+    if tensor.dim() != 2:
+        raise ValueError(f"{name} is {tuple(tensor.shape)}, where a matrix is needed")
     if tensor.shape[0] % head_dim:
         raise ValueError(f"{name} has {tensor.shape[0]} rows, which are no whole heads of {head_dim}: check --n_heads")
     return reorder(tensor, head_dim)

@@ -13,6 +13,7 @@ from common.tensor_files import (
     UnreadableFile,
     atomic_save,
     first_line,
+    is_state_dict,
     nonfinite,
     read_torch_file,
 )
@@ -24,6 +25,8 @@ from .sizes import sizes_of
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
 TOKENIZER_DIR = REPO_ROOT / "model" / "minimind_tokenizer"
+
+WEIGHT_TYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 # eval_model.py --model_mode N talks to the file of that stage.
 MODEL_MODES = {0: "pretrain", 1: "full_sft", 2: "rlhf", 3: "reason"}
@@ -101,13 +104,14 @@ def load_weights(model: nn.Module, path: str | Path, make_with: str | None = Non
 
 
 def fill(model: nn.Module, state_dict: dict[str, torch.Tensor], path: Path, make_with: str | None) -> None:
-    """Put tensors in our layout, which were read from `path`, into `model`; raises ValueError unless they all fit."""
+    """Put tensors in our layout, which were read from `path`, into `model` as float32; ValueError unless all fit."""
     expected = model.state_dict()
     if state_dict.keys() != expected.keys() or any(state_dict[name].shape != expected[name].shape for name in expected):
         raise ValueError(_difference(path, state_dict, expected))
-    if other := [name for name in state_dict if not state_dict[name].is_floating_point()]:
+    if other := [name for name in state_dict if state_dict[name].dtype not in WEIGHT_TYPES]:
         kind = str(state_dict[other[0]].dtype).removeprefix("torch.")
         raise ValueError(f"{path} holds no floating-point weights ({other[0]} is {kind}): {_remedy(make_with)}")
+    state_dict = {name: tensor.float() for name, tensor in state_dict.items()}  # float64 may hold more than fits
     check_finite(path, state_dict, make_with)  # before the comparison: NaN equals nothing
     if not torch.equal(state_dict["lm_head.weight"], state_dict["model.embed_tokens.weight"]):
         raise ValueError(
@@ -138,6 +142,15 @@ def load_tokenizer(path: str | Path = TOKENIZER_DIR) -> PreTrainedTokenizerBase:
         raise ValueError(
             f"the tokenizer in {path} is damaged: copy it again ({type(error).__name__}: {first_line(error)})"
         ) from error
+
+
+def check_vocabulary(path: str | Path, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
+    """Raises ValueError if the tokenizer has tokens for which the model in `path` has no row of its embedding."""
+    if len(tokenizer) > vocab_size:
+        raise ValueError(
+            f"{path} has rows for {vocab_size} tokens, but the tokenizer in {tokenizer.name_or_path} has "
+            f"{len(tokenizer)}: put the one there that the model was trained with"
+        )
 
 
 def _make_command(path: Path, config: LMConfig) -> str | None:
@@ -196,7 +209,7 @@ def read_state_dict(path: Path, make_with: str | None) -> dict[str, torch.Tensor
         state_dict = read_torch_file(path)
     except UnreadableFile as error:
         raise ValueError(f"{path} {error}: {_remedy(make_with)}") from error
-    if not isinstance(state_dict, dict) or not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
+    if not is_state_dict(state_dict):
         raise ValueError(f"{path} is not a state dict, a table from names to tensors: {_remedy(make_with)}")
     return state_dict
 

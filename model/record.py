@@ -22,19 +22,20 @@ import torch
 import transformers
 
 from common.files import whole_file
-from common.tensor_files import UNREADABLE
+from common.tensor_files import UNREADABLE, is_state_dict
 
 from .layouts import recognise, to_ours
 from .LMConfig import LMConfig, config_fields
 from .loading import REPO_ROOT
-from .sizes import CONTEXT_FIELDS, RUN_FIELDS, Given, Shapes, assume_config, contradictions
+from .sizes import CONTEXT_FIELDS, RUN_FIELDS, Given, Shapes, assume_config, contradictions, misfits
 
 FORMAT = "minimind weights 1"
 
 
 def record_path(weights: str | Path) -> Path:
     """Where the record of a weights file lies: out/full_sft_512.pth -> out/full_sft_512.json."""
-    return Path(weights).with_suffix(".json")
+    weights = Path(weights)
+    return weights.with_name(weights.name.removesuffix(".pth") + ".json")
 
 
 def fingerprint(weights: str | Path) -> str:
@@ -169,6 +170,8 @@ def read_shapes(weights: str | Path) -> tuple[Shapes, str] | None:
     """
     try:
         tensors = torch.load(weights, map_location="cpu", mmap=True, weights_only=True)
+        if not is_state_dict(tensors):
+            return None
         without_data = {name: torch.empty(tensor.shape, device="meta") for name, tensor in tensors.items()}
     except UNREADABLE:
         return None
@@ -189,20 +192,21 @@ def config_for(weights: str | Path, given: Mapping[str, Given]) -> tuple[LMConfi
         ValueError: with every contradiction between the file and what is given, both values and both sources.
     """
     record, remark = read_record(weights)
-    remarks = [remark] if remark else []
-    if record:
-        config, how = record["config"], "its record says"
-    else:
-        try:
-            found = read_shapes(weights)
-            if found is None:  # whoever loads it will say what is wrong
-                return LMConfig(**{name: value for name, (value, _) in given.items()}), remarks
-            config, assumed = assume_config(*found, given)
-        except ValueError as error:
-            raise ValueError(f"{weights}: {error}") from error
-        how = "its tensors show"
-        if assumed:
-            remarks.append(f"{weights} has no usable record: sizes as its tensors show; assumed: {assumed}")
+    try:
+        found = read_shapes(weights)
+        if record and found and (differing := misfits(record["config"], found[0])):
+            record, remark = None, f"{record_path(weights)} is not used: it says {differing}"
+        remarks = [remark] if remark else []
+        if record:
+            config, how = record["config"], "its record says"
+        elif found is None:  # whoever loads it will say what is wrong
+            return LMConfig(**{name: value for name, (value, _) in given.items()}), remarks
+        else:
+            (config, assumed), how = assume_config(*found, given), "its tensors show"
+            if assumed:
+                remarks.append(f"{weights} has no usable record: sizes as its tensors show; assumed: {assumed}")
+    except ValueError as error:
+        raise ValueError(f"{weights}: {error}") from error
     if found := contradictions(config, given, f"{weights} (as {how})"):
         raise ValueError(f"{'; '.join(found)}: leave {'these' if len(found) > 1 else 'it'} out, or name other weights")
     fields = config_fields(config)

@@ -50,7 +50,8 @@ def sizes_of(shapes: Shapes) -> dict[str, object] | None:
         sizes["head_dim"] = norm[0]
     if gate := shapes.get(f"{mlp}gate_proj.weight"):
         sizes["hidden_dim"] = gate[0]
-    if gates := shapes.get(f"{mlp}experts.gate_proj"):
+    gates = shapes.get(f"{mlp}experts.gate_proj", ())
+    if len(gates) == 3:
         sizes["n_routed_experts"], sizes["hidden_dim"] = gates[:2]
         sizes["n_shared_experts"] = f"{mlp}shared_experts.gate_proj.weight" in shapes
     return sizes
@@ -86,6 +87,10 @@ def assume_config(shapes: Shapes, layout: str, given: Mapping[str, Given]) -> tu
     sizes = sizes_of(shapes)
     if sizes is None or "kv_dim" not in sizes or "hidden_dim" not in sizes:
         raise ValueError(f"it has another layout than this project's (its first name is {next(iter(shapes), None)!r})")
+    if empty := [name for name, shape in shapes.items() if 0 in shape]:
+        raise ValueError(f"{empty[0]} is empty: {shapes[empty[0]]}")
+    if not 0 < sizes.get("head_dim", 1) <= sizes["dim"]:
+        raise ValueError(f"its heads have {sizes['head_dim']} channels, and the whole model dim {sizes['dim']}")
     published = [name for name, fields in PUBLISHED.items() if sizes_of_config(LMConfig(**fields)) == sizes]
     like = published[0] if published else family(sizes, layout)
     fields = config_fields(LMConfig(**PUBLISHED.get(like, {})))
@@ -98,7 +103,7 @@ def assume_config(shapes: Shapes, layout: str, given: Mapping[str, Given]) -> tu
         fields["n_heads"] = fields["dim"] // sizes["head_dim"]
         hidden = tuple(name for name in hidden if name != "n_heads")
     n_heads, head_dim = fields["n_heads"], fields["dim"] // fields["n_heads"]
-    if sizes["kv_dim"] % head_dim:
+    if not head_dim or sizes["kv_dim"] % head_dim:
         raise ValueError(
             f"its keys are {sizes['kv_dim']} wide, which is no multiple of dim/n_heads = {fields['dim']}/{n_heads}: "
             "pass the --n_heads that it was trained with"
@@ -118,6 +123,16 @@ def family(sizes: Mapping[str, object], layout: str) -> str | None:
     if layout == "2025-02" and sizes["kv_dim"] * 2 == sizes["dim"]:  # 2024-09: 16 heads and 8; 2025-02: 8 and 2
         return "minimind-v1-small"
     return None
+
+
+def misfits(config: LMConfig, shapes: Shapes) -> str:
+    """Where a configuration has other sizes than tensors show, in words; "" if nowhere. Needs no model to be built."""
+    sizes = sizes_of(shapes)
+    if sizes is None:
+        return ""
+    wanted = sizes_of_config(config)
+    differing = [name for name in sizes if sizes[name] != wanted.get(name)]
+    return ", ".join(f"{name} {wanted.get(name)}, but its tensors show {sizes[name]}" for name in differing)
 
 
 def contradictions(config: LMConfig, given: Mapping[str, Given], whose: str) -> list[str]:

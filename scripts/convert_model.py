@@ -49,10 +49,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def settle(args: argparse.Namespace) -> list[str]:
     """Work out what is to be written; returns every problem."""
     if args.to is None:
-        args.to = {".pth": "pth", ".gguf": "gguf"}.get(Path(args.target).suffix, "transformers")
+        args.to = {".pth": "pth", ".gguf": "gguf"}.get(Path(args.target).suffix.lower(), "transformers")
     if args.dtype is None:
         args.dtype = "f16" if args.to == "gguf" else "f32"
     args.given, problems = given_fields(args)
+    if args.to != "transformers" and not Path(args.target).name.endswith(f".{args.to}"):
+        problems.append(f"{args.target}: the name must end in .{args.to}")
     if args.to == "pth" and args.dtype != "f32":
         problems.append(f"--dtype {args.dtype}: a .pth file holds float32")
     if args.to == "transformers" and args.dtype not in STORED_TYPES:

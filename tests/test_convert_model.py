@@ -1,11 +1,15 @@
 """scripts/convert_model.py from the outside: there and back, what it says, what it refuses; nothing is left behind."""
 
 import json
+import os
+import signal
 
 import pytest
 import torch
+from test_kill import in_a_fork
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from model import conversion
 from model.layouts import LAYOUTS, from_ours
 from model.LMConfig import LMConfig, config_fields
 from model.loading import load_tokenizer, save_weights
@@ -121,6 +125,18 @@ def test_minimind_of_2024_needs_no_flags(tmp_path, capsys):
         (["m_64.pth", "x", "--dtype", "q8_0"], "a folder holds one of"),
         (["m_64.pth", "x.pth", "--dtype", "f16"], "holds float32"),
         (["m_64.pth", "x.gguf", "--architecture", "llama"], "leave it out"),
+        (["m_64.pth", "taken.pth"], "taken.json exists"),  # the place of its record
+        (["m_64.pth", "link.pth"], "link.pth exists"),
+        (["m_64.pth", "link"], "link exists"),
+        (["m_64.pth", "m_64.old", "--to", "pth"], "m_64.old: the name must end in .pth"),  # its record is m_64.json
+        (["m_64.pth", "x.Modelfile", "--to", "gguf"], "the name must end in .gguf"),
+        (
+            ["large.pth", "x", "--dtype", "f16"],
+            "f16 ends at 65504, and these weights go up to 100000: pass --",
+        ),
+        (["large.pth", "x.gguf"], "f16 ends at 65504, and these weights go up to 100000: pass --"),
+        (["double.pth", "x"], "double.pth holds NaN or infinity"),
+        (["eighths.pth", "x"], "is float8_e4m3fn"),
         (["damaged.pth", "x"], "damaged.pth is cut off or damaged"),
         (["folder", "x.pth"], "attention_bias is True"),
     ],
@@ -133,13 +149,43 @@ def test_what_cannot_be_converted_leaves_nothing(tmp_path, monkeypatch, capsys, 
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").write_text("mine")
     (tmp_path / "taken.gguf").write_text("mine")
+    (tmp_path / "taken.json").write_text("mine")
+    for name in ("link", "link.pth"):
+        (tmp_path / name).symlink_to("nowhere")
+    others = {
+        "large": torch.full((64,), 1e5),
+        "double": torch.full((64,), 1e300, dtype=torch.float64),
+        "eighths": torch.ones(64).to(torch.float8_e4m3fn),
+    }
+    for name, norm in others.items():
+        torch.save({**model.state_dict(), "model.norm.weight": norm}, tmp_path / f"{name}.pth")
     (tmp_path / "damaged.pth").write_bytes((tmp_path / "m_64.pth").read_bytes()[:5000])
     main(["m_64.pth", "folder"])
     fields = json.loads((tmp_path / "folder" / "config.json").read_text())
     (tmp_path / "folder" / "config.json").write_text(json.dumps({**fields, "attention_bias": True}))
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    before = {path: path.lstat().st_mtime_ns for path in tmp_path.rglob("*")}
     capsys.readouterr()
     with pytest.raises(SystemExit) as exit:
         main(arguments)
     assert exit.value.code == 2 and reason in capsys.readouterr().err
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    assert {path: path.lstat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+@pytest.mark.parametrize("target", ["x", "x.pth", "x.gguf"])
+@pytest.mark.parametrize("moment", ["write_record", "write_folder", "write_gguf", "compare"])
+def test_a_killed_conversion_leaves_no_half_and_the_next_one_tidies_up(tmp_path, monkeypatch, target, moment):
+    model = random_model()
+    save_weights(model.state_dict(), tmp_path / "m_64.pth")
+    write_record(tmp_path / "m_64.pth", model.config)
+    arguments = [str(tmp_path / "m_64.pth"), str(tmp_path / target)]
+
+    def convert_until_killed() -> None:
+        monkeypatch.setattr(conversion, moment, lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGKILL))
+        main(arguments)
+
+    if os.WIFEXITED(in_a_fork(convert_until_killed)):  # no such moment on the way to this target
+        return
+    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")].count(target) == 0
+    main(arguments)
+    assert (tmp_path / target).exists()
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from model.architectures import LAYOUT_OF, to_transformers
 from model.folders import read_folder
 from model.layouts import LAYOUTS, from_ours
-from model.LMConfig import LMConfig
+from model.LMConfig import LMConfig, config_fields
 from model.model import MiniMindForCausalLM
 
 SIZES = {"vocab_size": 64, "dim": 32, "n_layers": 2, "hidden_dim": 48}
@@ -114,6 +114,31 @@ def test_a_model_in_several_files_needs_them_all(tmp_path):
     assert_reads(tmp_path, model)
     files[1].unlink()
     with pytest.raises(FileNotFoundError, match=files[1].name):
+        read_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes, reason",
+    [
+        ({"n_layers": 10**9}, "says n_layers 1000000000, but its tensors show 2"),
+        ({"rope_parameters": 5}, "int"),
+        ({"model_type": "llama", "num_hidden_layers": [1]}, "num_hidden_layers"),
+        ({"model_type": ["llama"]}, "unhashable"),
+    ],
+)
+def test_a_config_that_makes_no_sense_is_refused_before_a_model_is_built(changes, reason, tmp_path):
+    model = random_model()
+    write(tmp_path, {**config_fields(model.config), "model_type": "minimind", **changes}, model.state_dict())
+    with pytest.raises(ValueError, match=f"{tmp_path}.*{reason}"):
+        read_folder(tmp_path)
+
+
+@pytest.mark.parametrize("index", [{}, {"weight_map": [1]}, {"weight_map": {"a": 5}}])
+def test_an_index_that_is_none_is_refused(index, tmp_path):
+    model = random_model()
+    write(tmp_path, {**config_fields(model.config), "model_type": "minimind"}, model.state_dict())
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="has no weight_map"):
         read_folder(tmp_path)
 
 

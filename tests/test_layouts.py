@@ -5,7 +5,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from model.layouts import LAYOUTS, from_ours, recognise, to_ours
+from model.layouts import LAYOUTS, from_ours, recognise, split_granite, to_ours
 from model.LMConfig import LMConfig
 from model.model import MiniMindForCausalLM
 from model.rotary import rotary_frequencies, rotate
@@ -189,6 +189,20 @@ def test_what_fits_no_layout_is_refused_with_names():
     del theirs["model.layers.1.mlp.experts.2.up_proj.weight"]
     with pytest.raises(ValueError, match=r"experts \[0, 1, 3\] are there, not 0 to 2"):
         to_ours(theirs, LAYOUTS["2025-04"], config.head_dim)
+
+
+def test_tensors_that_are_no_matrices_and_names_twice_are_refused():
+    for name, tensor, reason in (
+        ("layers.0.attention.wq.weight", torch.ones(64), "where a matrix is needed"),
+        ("layers.0.attention.wk.weight", torch.tensor(1.0), "where a matrix is needed"),
+        ("module.norm.weight", torch.ones(32), "both module.norm.weight and norm.weight"),
+    ):
+        config, ours = our_tensors()
+        theirs = from_ours(ours, LAYOUTS["2025-02"], config.head_dim)
+        with pytest.raises(ValueError, match=reason):
+            to_ours({**theirs, name: tensor}, LAYOUTS["2025-02"], config.head_dim)
+    with pytest.raises(ValueError, match="gate and up are two matrices"):
+        split_granite({"model.layers.0.block_sparse_moe.input_linear.weight": torch.tensor(1.0)})
 
 
 def test_parts_that_minimind_does_not_have_are_refused():

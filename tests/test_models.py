@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from tiny_model import TINY
 
 from inference.models import Choice, find_models, inference_dtype, load_choice
 from inference.sampling import SamplingParams
@@ -55,6 +56,28 @@ def test_each_is_loaded(out_dir, model):
         assert not loaded.training and loaded.dtype == torch.float32 and len(tokenizer) == 6400
         if choice.path.name != "pretrain_16.pth":  # whose heads were assumed
             assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_files_that_are_no_models_of_ours_are_left_out(tmp_path):
+    config = LMConfig(dim=32, n_layers=1, n_heads=4, n_kv_heads=1, use_moe=True)
+    tensors = MiniMindForCausalLM(config).state_dict()
+    torch.save(from_ours(tensors, LAYOUTS["qwen2moe"], config.head_dim), tmp_path / "qwen2moe.pth")
+    torch.save({0: torch.zeros(2)}, tmp_path / "numbers.pth")
+    torch.save(
+        {"tok_embeddings.weight": torch.ones(9, 8), "layers.0.attention.wq.weight": torch.ones(8)}, tmp_path / "a.pth"
+    )
+    assert [choice.path.name for choice in find_models(tmp_path)] == ["qwen2moe.pth"]
+
+
+def test_a_model_with_fewer_rows_than_the_tokenizer_has_tokens_is_told(tmp_path):
+    config = LMConfig(**{**TINY, "vocab_size": 100})
+    model = MiniMindForCausalLM(config)
+    save_weights(model.state_dict(), tmp_path / "m.pth")
+    model.save_pretrained(tmp_path / "folder")
+    shutil.copytree(TOKENIZER_DIR, tmp_path / "folder", dirs_exist_ok=True)
+    for choice in (Choice(tmp_path / "m.pth", config), Choice(tmp_path / "folder")):
+        with pytest.raises(ValueError, match="has rows for 100 tokens, but the tokenizer in .* has 6400"):
+            load_choice(choice)
 
 
 def test_what_is_missing_is_told(tmp_path):

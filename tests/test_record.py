@@ -257,6 +257,41 @@ def test_nothing_is_assumed_that_is_given(weights):
     assert config_for(weights, given(n_heads=4, rope_theta=1e6, norm_eps=1e-6))[1] == []
 
 
+@pytest.mark.parametrize("field, value", [("n_layers", 10**9), ("hidden_dim", 10**9), ("qk_norm", True), ("dim", 64)])
+def test_a_record_that_contradicts_its_tensors_is_not_believed(weights, field, value):
+    path = record_path(weights)
+    record = json.loads(path.read_text(encoding="utf-8"))
+    record["config"][field] = value
+    path.write_text(json.dumps(record), encoding="utf-8")
+    config, remarks = config_for(weights, given(n_heads=4))  # no such model could even be built
+    assert (config.dim, config.n_layers, config.qk_norm) == (32, 2, False)
+    assert "is not used: it says" in remarks[0] and "but its tensors show" in remarks[0]
+
+
+def test_only_the_ending_of_a_name_is_replaced():
+    assert record_path("out/full_sft.v2_64.pth").name == "full_sft.v2_64.json"
+    assert record_path("out/full_sft.v2_64").name == "full_sft.v2_64.json"
+
+
+@pytest.mark.parametrize(
+    "changes, reason",
+    [
+        ({"embed_tokens.weight": (0, 0)}, "model.embed_tokens.weight is empty"),
+        ({"layers.0.self_attn.q_norm.weight": (1000,)}, "its heads have 1000 channels, and the whole model dim 4"),
+        ({}, "dim/n_heads = 4/8: pass the --n_heads"),
+        ({"layers.0.mlp.experts.gate_proj": (4,), "layers.0.mlp.gate_proj.weight": ()}, "another layout"),
+    ],
+)
+def test_sizes_that_no_model_has_are_told(changes, reason):
+    shapes = {
+        "embed_tokens.weight": (100, 4),
+        "layers.0.self_attn.k_proj.weight": (32, 4),
+        "layers.0.mlp.gate_proj.weight": (8, 4),
+    }
+    with pytest.raises(ValueError, match=reason):
+        assume_config({f"model.{name}": shape for name, shape in (shapes | changes).items()}, "ours", {})
+
+
 def test_impossible_heads_name_the_flag(weights):
     record_path(weights).unlink()
     for n_heads in (1, 5):

@@ -217,12 +217,6 @@ def set_aside(directory: Path) -> Path | None:
     return previous
 
 
-def remove_leftovers(path: Path) -> None:
-    """Delete the temporary files that killed processes left behind when they were writing ``path`` or into it."""
-    for leftover in [*path.glob(".*.tmp"), *path.parent.glob(f".{path.name}.*.tmp")]:
-        leftover.unlink(missing_ok=True)
-
-
 def new_run_flags(flags: dict, weights: Path) -> str:
     """What makes a new run out of the one that saved ``weights``. Nothing can start from an adapter alone."""
     if "lora_name" in flags:

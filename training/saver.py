@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import nn
 
-from common.files import crc32
+from common.files import crc32, remove_leftovers
 from common.tensor_files import named_tensors
 from model.LMConfig import config_fields
 from model.loading import save_weights
@@ -27,7 +27,6 @@ from .checkpoint import (
     new_run_flags,
     random_state,
     read_newest_state,
-    remove_leftovers,
     set_aside,
     set_random_state,
     to_cpu,
