@@ -152,12 +152,16 @@ class Saver:
         state = "no state" if self._saved_step is None else f"the state after step {self._saved_step}"
         return f"{weights}, {self.directory} {state}."
 
+    def _remove_leftovers(self) -> None:
+        """Delete what killed runs left half-written: weights, their record, states."""
+        for place in (self.weights_path, record_path(self.weights_path), self.directory):
+            remove_leftovers(place)
+
     def _write(self, weights: dict, state: dict) -> None:
         step = state["progress"]["step"]
         try:
             if self._saved_step is None:
-                for place in (self.weights_path, record_path(self.weights_path), self.directory):
-                    remove_leftovers(place)
+                self._remove_leftovers()
             save_weights(weights, self.weights_path)
             self._weights_step = step
             self._write_record(state["progress"])
@@ -214,8 +218,7 @@ class Saver:
 
     def _find(self) -> tuple[dict | None, str | None]:
         """The state to continue from, and why there can be none."""
-        remove_leftovers(self.directory)
-        remove_leftovers(self.weights_path)
+        self._remove_leftovers()
         told = []
 
         def check(state: dict) -> None:
