@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from common.flags import plain_errors, real
+from dataset.readers import require_file
 from inference.scoring import follows_reasoning_format
 from model.chat_format import ChatFormat
 from model.loading import load_tokenizer
@@ -110,6 +111,7 @@ def main(argv=None):
     args = parse_args(argv)
     with distributed_run(args) as run:
         with plain_errors():
+            require_file(args.data_path, "chat")
             tokenizer = load_tokenizer()
             model = starting_model(args, config_from(args, vocab_size=len(tokenizer)))
             data = load_data(run, args, ChatFormat(tokenizer), kind="chat")

@@ -33,6 +33,7 @@ from torch.utils.checkpoint import checkpoint
 
 from common.flags import non_empty, parse_bool, plain_errors, real, whole
 from common.tensor_files import digest
+from dataset.readers import require_file
 from model.chat_format import ChatFormat
 from model.loading import count_parameters, load_tokenizer
 from model.record import describe_file
@@ -142,6 +143,7 @@ def main(argv=None):
     args = parse_args(argv)
     with distributed_run(args) as run:
         with plain_errors():
+            require_file(args.data_path, "chat")
             tokenizer = load_tokenizer()
             student = starting_model(args, config_from(args, vocab_size=len(tokenizer)))
             teacher = load_teacher(args, tokenizer)

@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from common.flags import add_bool_flag, plain_errors, real
+from dataset.readers import require_file
 from model.chat_format import ChatFormat
 from model.loading import load_tokenizer
 from training.cli import config_from, stage_parser
@@ -145,6 +146,7 @@ def main(argv=None):
     args = parse_args(argv)
     with distributed_run(args) as run:
         with plain_errors():
+            require_file(args.data_path, "preference")
             tokenizer = load_tokenizer()
             model = starting_model(args, config_from(args, vocab_size=len(tokenizer)))
             data = load_data(run, args, ChatFormat(tokenizer), kind="preference")

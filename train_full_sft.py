@@ -15,6 +15,7 @@ writes  out/full_sft_{dim}[_moe].pth     weights: eval_model.py --model_mode 1 t
 """
 
 from common.flags import plain_errors
+from dataset.readers import require_file
 from model.chat_format import ChatFormat
 from model.loading import load_tokenizer
 from training.cli import config_from, stage_parser
@@ -45,6 +46,7 @@ def main(argv=None):
     args = parse_args(argv)
     with distributed_run(args) as run:
         with plain_errors():
+            require_file(args.data_path, "chat")
             tokenizer = load_tokenizer()
             model = starting_model(args, config_from(args, vocab_size=len(tokenizer)))
             data = load_data(run, args, ChatFormat(tokenizer), kind="chat")

@@ -28,6 +28,7 @@ import torch
 
 from common.flags import file_name, non_empty, one_of_these, plain_errors, problem, real, whole
 from dataset.batching import tokens_per_batch
+from dataset.readers import require_file
 from model.chat_format import ChatFormat
 from model.loading import count_parameters, load_tokenizer
 from model.model_lora import LORA_TARGETS, apply_lora, lora_state_dict
@@ -96,6 +97,7 @@ def main(argv=None):
     args = parse_args(argv)
     with distributed_run(args) as run:
         with plain_errors():
+            require_file(args.data_path, "chat")
             tokenizer = load_tokenizer()
             chat = ChatFormat(tokenizer)
             model = starting_model(args, config_from(args, vocab_size=len(tokenizer)), is_trained=False)

@@ -15,6 +15,7 @@ writes  out/pretrain_{dim}[_moe].pth     weights: train_full_sft.py goes on from
 """
 
 from common.flags import plain_errors
+from dataset.readers import require_file
 from model.chat_format import ChatFormat
 from model.loading import load_tokenizer
 from training.cli import config_from, stage_parser
@@ -45,6 +46,7 @@ def main(argv=None):
     args = parse_args(argv)
     with distributed_run(args) as run:
         with plain_errors():
+            require_file(args.data_path, "text")
             tokenizer = load_tokenizer()
             model = starting_model(args, config_from(args, vocab_size=len(tokenizer)))
             data = load_data(run, args, ChatFormat(tokenizer), kind="text")

@@ -149,8 +149,9 @@ def how_to_get(path: Path, kind: str | None = None) -> str:
     )
 
 
-def require_file(path: Path, kind: str) -> None:
+def require_file(path: str | Path, kind: str) -> None:
     """Raises FileNotFoundError or DataError with the remedy unless `path` is a non-empty file that may be jsonl."""
+    path = Path(path)
     if path.is_symlink() and not path.exists():
         raise FileNotFoundError(f"{path} is a symbolic link to {os.readlink(path)}, which leads nowhere; link it anew")
     if not path.exists():

@@ -84,7 +84,7 @@ def open_token_cache(
     processes that build the same cache at the same time do not disturb each other, the first to finish wins.
     Raises FileNotFoundError, DataError (see `dataset.readers`), OSError with the needed space when the disk is full.
     """
-    require_file(Path(path), kind)
+    require_file(path, kind)
     path, cache_dir = Path(os.path.realpath(path)), Path(cache_dir)
     if (vocab_size := len(chat_format.token_bytes())) > MAX_VOCAB_SIZE:
         raise ValueError(f"the tokenizer has {vocab_size} entries; token ids are kept in 16 bits, so at most 65536")

@@ -4,15 +4,21 @@ Works for `MiniMindForCausalLM` and for any causal model of transformers. Prompt
 back are the new token ids only, never the prompt and never the end-of-sequence token.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from inference.sampling import SamplingParams, make_generator, sample, tokens_seen
 from model.cache import KVCache
 from model.LMConfig import LMConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 PREFILL_CHUNK = 512  # prompt tokens per forward: bounds the memory of a long prompt, and changes no result
 

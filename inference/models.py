@@ -1,17 +1,22 @@
 """Find a model and load it: a stage's weights, any .pth file, or a folder of transformers. Prints nothing."""
 
+from __future__ import annotations
+
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from common.device import DTYPES, choose_device, fast_dtype
-from model.folders import load_directory
 from model.LMConfig import LMConfig
 from model.loading import check_vocabulary, load_model, load_tokenizer
 from model.record import config_for, read_record, read_shapes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 TEXT_STAGE = "pretrain"  # its weights continue raw text instead of answering
 
@@ -46,6 +51,8 @@ def load_choice(
     """
     where = choose_device(device)
     if choice.config is None:
+        from model.folders import load_directory  # and with it every architecture of transformers, seldom needed
+
         model, tokenizer = load_directory(choice.path)
     else:
         model, tokenizer = load_model(choice.config, choice.path), load_tokenizer()

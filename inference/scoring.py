@@ -6,19 +6,25 @@ where earlier turns, `answers` and `category` are optional. A question that the 
 `"unanswerable": true` instead of answers: right is then a reply that admits it, by one of REFUSALS.
 """
 
+from __future__ import annotations
+
 import re
 import unicodedata
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from common.jsonl import parse_object, strip_line
 from inference.generation import generate
 from inference.sampling import SamplingParams
 from model.chat_format import ChatFormat, Message, check_messages
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # What a reply says that admits ignorance; compared after `normalize`.
 REFUSALS = ("我不知道", "i don't know", "i do not know")

@@ -1,9 +1,12 @@
 """A dialogue with one model: the turns so far, and the answer to the next question as it grows. Prints nothing."""
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from inference.generation import TextStream, TokenStream, stream
 from inference.models import Choice, load_choice
@@ -12,6 +15,9 @@ from model.adapters import lora_path, read_lora, saved_adapters
 from model.chat_format import ChatFormat, Message
 from model.model_lora import Adapter, load_lora, remove_lora
 from model.record import adapter_remark, tokenizer_remark
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Reply:

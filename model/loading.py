@@ -1,12 +1,15 @@
 """Weight files: names, places, strict loading; and the tokenizer."""
 
+from __future__ import annotations
+
 import re
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from common.tensor_files import (
     UNREADABLE,
@@ -20,8 +23,10 @@ from common.tensor_files import (
 
 from .layouts import recognise, to_ours
 from .LMConfig import LMConfig
-from .model import MiniMindForCausalLM
 from .sizes import sizes_of
+
+if TYPE_CHECKING:
+    from .model import MiniMindForCausalLM
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
 TOKENIZER_DIR = REPO_ROOT / "model" / "minimind_tokenizer"
@@ -79,6 +84,17 @@ def _plain_tensors(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
     return plain
 
 
+def require_weights(path: str | Path, config: LMConfig, make_with: str | None = None) -> None:
+    """Raises FileNotFoundError unless the file is there: names the command that makes it, and those of other sizes."""
+    path = Path(path)
+    make_with = make_with or _make_command(path, config)
+    if path.is_file():
+        return
+    if others := of_other_sizes(path, config, path.parent):
+        raise FileNotFoundError(f"{path} not found, but\n  {others}" + (f"\nor run `{make_with}`" if make_with else ""))
+    raise FileNotFoundError(f"{path} not found: " + (f"run `{make_with}` first" if make_with else "check the path"))
+
+
 def load_weights(model: nn.Module, path: str | Path, make_with: str | None = None) -> None:
     """Load a weight file into `model`: same names, same shapes, nothing missing, nothing left over.
 
@@ -88,13 +104,12 @@ def load_weights(model: nn.Module, path: str | Path, make_with: str | None = Non
         make_with: the command that makes the file, for the error message; derived from the file's name by default.
 
     Raises:
-        FileNotFoundError: the file is missing; names the command that makes it, and files of the same stage nearby.
+        FileNotFoundError: the file is missing, see `require_weights`.
         ValueError: the file is damaged, holds something else than tensors, or a model of another size.
     """
     path = Path(path)
     make_with = make_with or _make_command(path, model.config)
-    if not path.is_file() and (others := of_other_sizes(path, model.config, path.parent)):
-        raise FileNotFoundError(f"{path} not found, but\n  {others}" + (f"\nor run `{make_with}`" if make_with else ""))
+    require_weights(path, model.config, make_with)
     state_dict = read_state_dict(path, make_with)
     try:
         state_dict = to_ours(state_dict, recognise(state_dict), model.config.head_dim)
@@ -120,9 +135,21 @@ def fill(model: nn.Module, state_dict: dict[str, torch.Tensor], path: Path, make
     model.load_state_dict(state_dict)
 
 
+def new_model(config: LMConfig) -> MiniMindForCausalLM:
+    """A model with random weights.
+
+    The import stands here because transformers' model classes take longer to import than PyTorch itself: whoever asks
+    for ``--help`` or has mistyped a flag should not wait for them.
+    """
+    from .model import MiniMindForCausalLM
+
+    return MiniMindForCausalLM(config)
+
+
 def load_model(config: LMConfig, path: str | Path, device: str | torch.device = "cpu") -> MiniMindForCausalLM:
     """A model in evaluation mode with the weights of `path`; raises what load_weights raises."""
-    model = MiniMindForCausalLM(config)
+    require_weights(path, config)  # before the model is imported and made
+    model = new_model(config)
     load_weights(model, path)
     return model.to(device).eval()
 
@@ -134,6 +161,8 @@ def load_tokenizer(path: str | Path = TOKENIZER_DIR) -> PreTrainedTokenizerBase:
         FileNotFoundError: there is none; names the command that makes it.
         ValueError: it is damaged.
     """
+    from transformers import AutoTokenizer  # and with it a table of every architecture, which --help does not need
+
     if not (Path(path) / "tokenizer.json").is_file():
         raise FileNotFoundError(f"{path} holds no tokenizer.json: run `python scripts/train_tokenizer.py` to make one")
     try:

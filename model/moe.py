@@ -53,14 +53,11 @@ class Experts(nn.Module):
 
 def grouped_linear(x: torch.Tensor, weight: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
     """x (M, in), weight (E, out, in) -> (M, out): rows offsets[e-1] to offsets[e] of x times weight[e]^T."""
-    if x.dtype == torch.bfloat16:
+    if x.dtype == torch.bfloat16 or not torch.compiler.is_compiling():
         return F.grouped_mm(x, weight.transpose(1, 2), offs=offsets)
-    return _uncompiled_grouped_mm(x, weight.transpose(1, 2), offsets)
+    from .uncompiled import grouped_mm  # and with it all of torch.compile, which takes a second
 
-
-@torch.compiler.disable  # torch.compile knows this operation's output shape for bfloat16 only (torch 2.11 to 2.13)
-def _uncompiled_grouped_mm(x: torch.Tensor, weight: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-    return F.grouped_mm(x, weight, offs=offsets)
+    return grouped_mm(x, weight.transpose(1, 2), offsets)
 
 
 def block_for(x: torch.Tensor, n_visits: int) -> int:

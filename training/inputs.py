@@ -1,18 +1,23 @@
 """What a stage starts from: weights (``--from_weight``) and data (``--data_path``)."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dataset.batching import Pairs, Sequences
 from dataset.token_cache import open_token_cache
 from model.chat_format import ChatFormat
 from model.LMConfig import LMConfig
-from model.loading import load_weights
-from model.model import MiniMindForCausalLM
+from model.loading import load_weights, new_model, require_weights
 from model.record import describe_file, tokenizer_remark
 
 from .memory import refuse_a_model_that_cannot_fit
 from .processes import Run
+
+if TYPE_CHECKING:
+    from model.model import MiniMindForCausalLM
 
 
 def starting_model(args, config: LMConfig, is_trained: bool = True) -> MiniMindForCausalLM:
@@ -28,8 +33,10 @@ def starting_model(args, config: LMConfig, is_trained: bool = True) -> MiniMindF
 
 def model_from(args, config: LMConfig, weights: Path | None, is_trained: bool) -> MiniMindForCausalLM:
     """A model with the weights of a file, or random ones; raises what ``starting_model`` raises."""
+    if weights is not None:
+        require_weights(weights, config)
     refuse_a_model_that_cannot_fit(args, config, is_trained)
-    model = MiniMindForCausalLM(config)
+    model = new_model(config)
     if weights is not None:
         load_weights(model, weights)
     return model

@@ -18,8 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from common.memory import KERNELS, give_back_free_memory, heap_memory, machine_memory, resident_memory
 from model.LMConfig import LMConfig
-from model.loading import count_parameters
-from model.model import MiniMindForCausalLM
+from model.loading import count_parameters, new_model
 
 from .checkpoint import random_state, set_random_state
 from .kept_memory import GROWTH
@@ -54,7 +53,7 @@ def planned_parameters(config: LMConfig) -> int:
     small, counts = copy.deepcopy(config), []
     for small.n_layers in (1, 2):
         with torch.device("meta"):
-            counts.append(count_parameters(MiniMindForCausalLM(small)))
+            counts.append(count_parameters(new_model(small)))
     one, two = counts
     return one + (config.n_layers - 1) * (two - one)
 

@@ -1,18 +1,23 @@
 """The teacher of distillation: where it comes from, and what it says at the supervised positions."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from common.flags import add_bool_flag, non_empty, whole
-from model.folders import load_directory
 from model.LMConfig import PUBLISHED, LMConfig, config_fields
-from model.model import MiniMindForCausalLM
 from model.model_flags import settle_model
 from model.moe import Experts
 
 from .inputs import model_from
 from .losses import supervised_forward
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 TEACHER = {"dim": 768, "n_layers": 16}  # MiniMind2, the usual one
 
@@ -64,6 +69,8 @@ def load_teacher(args, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
         except (FileNotFoundError, ValueError) as error:
             flags = "--teacher_dim, --teacher_n_layers and --teacher_use_moe give the teacher's size"
             raise type(error)(f"the teacher: {error}\n{flags}") from error
+    from model.folders import load_directory  # and with it every architecture of transformers, seldom needed
+
     teacher, its_tokenizer = load_directory(args.teacher_path)
     ours, theirs = tokenizer.get_vocab(), its_tokenizer.get_vocab()
     if theirs != ours or teacher.config.vocab_size != len(ours):
@@ -93,6 +100,6 @@ def freeze(teacher: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
 @torch.no_grad()
 def teacher_logits(teacher: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
     """(N, V) at the supervised positions. Rows are padded on the right, which causality hides: no mask is needed."""
-    if isinstance(teacher, MiniMindForCausalLM):
+    if isinstance(teacher.config, LMConfig):
         return supervised_forward(teacher, batch).logits
     return teacher(batch["input_ids"], use_cache=False).logits.flatten(0, 1)[batch["positions"]]
