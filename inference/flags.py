@@ -74,7 +74,7 @@ def settle_choice(args: argparse.Namespace) -> list[str]:
             problems.append("--rope_scaling is for .pth weights: a transformers directory says it in its config.json")
         return problems
     settled = settle_model(args, stage)
-    is_text = continues_text(settled.weights)
+    is_text = settled.weights is not None and continues_text(settled.weights)  # None: several fit, which is a problem
     args.choice = Choice(settled.weights, settled.config, is_text, args.out_dir, tuple(settled.remarks))
     return problems + settled.problems
 

@@ -204,7 +204,9 @@ def config_for(weights: str | Path, given: Mapping[str, Given]) -> tuple[LMConfi
         else:
             (config, assumed), how = assume_config(*found, given), "its tensors show"
             if assumed:
-                remarks.append(f"{weights} has no usable record: sizes as its tensors show; assumed: {assumed}")
+                path = record_path(weights)
+                lacks = "no usable record" if path.exists() else f"no {path.name} beside it"
+                remarks.append(f"{weights} has {lacks}: sizes as its tensors show; assumed: {assumed}")
     except ValueError as error:
         raise ValueError(f"{weights}: {error}") from error
     if found := contradictions(config, given, f"{weights} (as {how})"):

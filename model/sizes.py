@@ -151,6 +151,6 @@ def contradictions(config: LMConfig, given: Mapping[str, Given], whose: str) -> 
         asked = {name: given[name].value for name in WIDTH_FIELDS if name in given}
         wanted = LMConfig(**{**config_fields(config), "hidden_dim": None, **asked}).intermediate_size
         if wanted != config.intermediate_size:
-            text = " ".join(dict.fromkeys(text for _, text in widths))
+            text = next(text for value, text in widths if value is not None)  # with a hidden_dim, multiple_of is idle
             found.append(f"{text} contradicts hidden_dim {config.intermediate_size} of {whose}")
     return found

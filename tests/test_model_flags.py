@@ -81,7 +81,7 @@ def test_a_file_anywhere_is_taken_as_it_is(tmp_path):
     args = parse(train_full_sft, tmp_path / "b", f"--from_weight {path}")
     assert (args.dim, args.start_weights) == (32, path)
     (remark,) = args.remarks  # its record was left behind
-    assert "n_heads 8" in remark and "mine.pth has no usable record" in remark
+    assert "n_heads 8" in remark and "mine.pth has no mine.json beside it" in remark
 
 
 def test_missing_weights_are_left_to_whoever_loads_them(tmp_path):
@@ -108,6 +108,7 @@ def test_a_published_model_against_the_weights(tmp_path, capsys):
     (problem,) = refused(capsys, train_full_sft, tmp_path, f"--model minimind-3 --from_weight {path}")
     assert f"--model minimind-3 (dim 768) contradicts dim 512 of {path} (as its record says)" in problem
     assert "--model minimind-3 (qk_norm True) contradicts qk_norm False" in problem
+    assert "; --model minimind-3 (hidden_dim 2432) contradicts hidden_dim 1408" in problem  # named once
 
 
 def test_a_published_model_against_a_flag(tmp_path, capsys):
@@ -175,6 +176,7 @@ def test_several_unusual_sizes_are_listed_with_the_flags_that_pick_each(tmp_path
         f"  {tmp_path} holds several pretrain: pretrain_32.pth (--dim 32), "
         "pretrain_64_moe.pth (--dim 64 --use_moe True): pass the flags of one"
     )
+    assert refused(capsys, eval_model, tmp_path, "--model_mode 0") == [problem]
     assert parse(train_full_sft, tmp_path, "--dim 32").start_weights == small
     assert parse(train_full_sft, tmp_path, "--dim 64 --use_moe True").start_weights == mixture
     assert parse(train_full_sft, tmp_path, "--use_moe True").start_weights == mixture  # the only one left

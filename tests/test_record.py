@@ -247,7 +247,8 @@ def test_heads_are_assumed_where_nothing_shows_them(weights):
     assert (config.n_heads, config.n_kv_heads) == (8, 4)  # the same shapes as 4 and 2
     (remark,) = remarks
     assert remark == (
-        f"{weights} has no usable record: sizes as its tensors show; assumed: n_heads 8, rope_theta 1000000.0, "
+        f"{weights} has no {record_path(weights).name} beside it: sizes as its tensors show; assumed: n_heads 8, "
+        "rope_theta 1000000.0, "
         "norm_eps 1e-05 (by default)"
     )
 
