@@ -22,7 +22,7 @@ from common.tensor_files import (
 )
 
 from .layouts import recognise, to_ours
-from .LMConfig import LMConfig
+from .LMConfig import PUBLISHED, LMConfig, config_fields
 from .sizes import sizes_of
 
 if TYPE_CHECKING:
@@ -193,15 +193,25 @@ def _make_command(path: Path, config: LMConfig) -> str | None:
 def training_command(words: list[str], config: LMConfig, out_dir: Path) -> str:
     """`python WORDS` for a model of this size and a directory of weights, quoted for the shell."""
     usual, flags = LMConfig(), []
-    if config.dim != usual.dim:
+    if (published := _published_name(config)) is not None:
+        flags += ["--model", published]
+    elif config.dim != usual.dim:
         flags += ["--dim", str(config.dim)]
-    if config.n_layers != usual.n_layers and words[0] == STAGE_SCRIPTS["pretrain"]:  # the others read it
-        flags += ["--n_layers", str(config.n_layers)]
-    if config.use_moe:
+    if published is None and config.n_layers != usual.n_layers and words[0] == STAGE_SCRIPTS["pretrain"]:
+        flags += ["--n_layers", str(config.n_layers)]  # the others read it
+    if published is None and config.use_moe:
         flags += ["--use_moe", "True"]
     if out_dir != Path("out"):
         flags += ["--out_dir", str(out_dir)]
     return shlex.join(["python", *words, *flags])
+
+
+def _published_name(config: LMConfig) -> str | None:
+    """The published model that this is, if --dim, --n_layers and --use_moe alone would make another one."""
+    fields = config_fields(config)
+    if fields == config_fields(LMConfig(dim=config.dim, n_layers=config.n_layers, use_moe=config.use_moe)):
+        return None
+    return next((name for name in PUBLISHED if config_fields(LMConfig(**PUBLISHED[name])) == fields), None)
 
 
 def of_other_sizes(path: Path, config: LMConfig, out_dir: Path) -> str:
@@ -217,7 +227,8 @@ def of_other_sizes(path: Path, config: LMConfig, out_dir: Path) -> str:
         for file in sorted((folder / below).glob(f"{name}_*.pth")):
             size = re.fullmatch(r"(\d+)(_moe)?", file.stem.removeprefix(f"{name}_"))
             if size is not None:  # it is of full_sft_new_512.pth
-                flags = f"--dim {size[1]}{' --use_moe' * bool(size[2])} --out_dir {shlex.quote(str(folder))}"
+                use_moe = " --use_moe" if size[2] else " --use_moe False" if config.use_moe else ""
+                flags = f"--dim {size[1]}{use_moe} --out_dir {shlex.quote(str(folder))}"
                 found.append(f"{file.parent} holds {file.name}: pass {flags}")
     return "\n  ".join(found)
 
@@ -233,7 +244,9 @@ def read_state_dict(path: Path, make_with: str | None) -> dict[str, torch.Tensor
         ValueError: it is damaged, or holds something else than tensors.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path} not found: " + (f"run `{make_with}` first" if make_with else "check the path"))
+        remedy = f"run `{make_with}` first" if make_with else "check the path"
+        there = ", ".join(sorted(file.name for file in path.parent.glob("*.pth")))
+        raise FileNotFoundError(f"{path} not found: {remedy}" + (f"; {path.parent} holds {there}" if there else ""))
     try:
         state_dict = read_torch_file(path)
     except UnreadableFile as error:

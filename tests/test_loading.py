@@ -12,13 +12,14 @@ import pytest
 import torch
 from toy import damaged_copies, same_weights
 
-from model.LMConfig import LMConfig
+from model.LMConfig import PUBLISHED, LMConfig
 from model.loading import (
     TOKENIZER_DIR,
     load_model,
     load_tokenizer,
     load_weights,
     save_weights,
+    training_command,
     weights_path,
 )
 from model.model import MiniMindForCausalLM
@@ -150,6 +151,24 @@ def test_missing_file_names_those_of_other_sizes_that_are_there(tmp_path, folder
     assert f"{where} holds full_sft_32.pth: pass --dim 32 --out_dir {where}\n" in str(error.value)
     assert f"pass --dim 32 --use_moe --out_dir {where}" in str(error.value)
     assert f"or run `python train_full_sft.py --dim 64 --out_dir {tmp_path}`" in str(error.value)
+    with pytest.raises(FileNotFoundError) as error:
+        load_weights(make_model(dim=64, use_moe=True), tmp_path / "full_sft_64_moe.pth")
+    assert f"pass --dim 32 --use_moe False --out_dir {where}\n" in str(error.value)  # --use_moe was given
+
+
+def test_a_missing_file_of_no_stage_names_those_that_are_there(tmp_path):
+    for name in ("untaught_32", "rlhf_32"):
+        save_weights(make_model().state_dict(), tmp_path / f"{name}.pth")
+    with pytest.raises(FileNotFoundError, match=r"untuaght_32.pth not found: .* holds rlhf_32.pth, untaught_32.pth$"):
+        load_weights(make_model(), tmp_path / "untuaght_32.pth")
+
+
+def test_the_remedy_for_a_published_model_names_it():
+    """--dim 768 alone makes another model than minimind-3, which --model minimind-3 then contradicts."""
+    words = ["train_pretrain.py"]
+    for name in ("minimind-3", "minimind-3-moe", "minimind-v1-small"):
+        assert training_command(words, LMConfig(**PUBLISHED[name]), Path("out")).endswith(f".py --model {name}")
+    assert training_command(words, LMConfig(**PUBLISHED["MiniMind2"]), Path("out")).endswith("--dim 768 --n_layers 16")
 
 
 def test_missing_moe_file_and_explicit_command(tmp_path):
