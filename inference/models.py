@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from common.device import DTYPES, choose_device, fast_dtype
 from model.LMConfig import LMConfig
-from model.loading import check_vocabulary, load_model, load_tokenizer
+from model.loading import STAGE_SCRIPTS, check_vocabulary, load_model, load_tokenizer
 from model.record import config_for, read_record, read_shapes
 
 if TYPE_CHECKING:
@@ -91,8 +91,8 @@ def find_models(directory: str | Path) -> list[Choice]:
 
 
 def continues_text(path: Path) -> bool:
-    """Whether weights continue raw text: the record beside them says so, or else their name."""
+    """Whether weights continue raw text: a stage's record says so; of others, such as converted ones, the name."""
     record, _ = read_record(path)
-    if record and "stage" in record:
+    if record and record.get("stage") in STAGE_SCRIPTS:
         return record["stage"] == TEXT_STAGE
     return re.fullmatch(TEXT_STAGE + r"_\d+(_moe)?\.pth", path.name) is not None

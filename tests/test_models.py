@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_model import TINY
 
-from inference.models import Choice, find_models, inference_dtype, load_choice
+from inference.models import Choice, continues_text, find_models, inference_dtype, load_choice
 from inference.sampling import SamplingParams
 from inference.session import Session
 from model.layouts import LAYOUTS, from_ours
@@ -48,6 +48,13 @@ def test_every_model_of_a_directory_is_found(out_dir):
     assert found["full_sft_16.pth"].config.n_heads == 4 and not found["full_sft_16.pth"].remarks
     assert "assumed: n_heads 8" in found["pretrain_16.pth"].remarks[0]
     assert find_models(out_dir / "nowhere") == []
+
+
+def test_a_converted_model_is_what_its_name_says(out_dir, model):
+    for name in ("pretrain_16.pth", "full_sft_16.pth"):
+        save_weights(model.state_dict(), out_dir / name)
+        write_record(out_dir / name, CONFIG, stage="convert_model", started_from="folder")
+    assert continues_text(out_dir / "pretrain_16.pth") and not continues_text(out_dir / "full_sft_16.pth")
 
 
 def test_each_is_loaded(out_dir, model):
