@@ -63,7 +63,11 @@ def read_source(path: Path, given: Mapping[str, Given]) -> Source:
         tokenizer = load_tokenizer(path)
         check_vocabulary(path, tokenizer, config.vocab_size)
         return Source(path, config, tensors, tokenizer, [f"{path}: {_describe(config)}"])
+    if path.suffix == ".gguf":
+        raise ValueError(f"{path}: GGUF is only written here; convert the .pth or folder that it was made from")
     state_dict = read_state_dict(path, make_with=None)
+    if any(".lora." in name for name in state_dict):
+        raise ValueError(f"{path} is a LoRA adapter: merge it with scripts/convert_lora.py, then convert the result")
     config, remarks = config_for(path, given)
     layout = recognise(state_dict)
     remarks = [f"{path}: {_describe(config)}, layout {layout.name}", *remarks]

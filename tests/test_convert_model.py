@@ -139,6 +139,8 @@ def test_minimind_of_2024_needs_no_flags(tmp_path, capsys):
         (["eighths.pth", "x"], "is float8_e4m3fn"),
         (["damaged.pth", "x"], "damaged.pth is cut off or damaged"),
         (["folder", "x.pth"], "attention_bias is True"),
+        (["taken.gguf", "x"], "GGUF is only written here"),
+        (["adapter.pth", "x"], "adapter.pth is a LoRA adapter: merge it with scripts/convert_lora.py"),
     ],
 )
 def test_what_cannot_be_converted_leaves_nothing(tmp_path, monkeypatch, capsys, arguments, reason):
@@ -160,6 +162,7 @@ def test_what_cannot_be_converted_leaves_nothing(tmp_path, monkeypatch, capsys, 
     for name, norm in others.items():
         torch.save({**model.state_dict(), "model.norm.weight": norm}, tmp_path / f"{name}.pth")
     (tmp_path / "damaged.pth").write_bytes((tmp_path / "m_64.pth").read_bytes()[:5000])
+    save_weights({"model.layers.0.self_attn.q_proj.lora.A.weight": torch.zeros(2, 64)}, tmp_path / "adapter.pth")
     main(["m_64.pth", "folder"])
     fields = json.loads((tmp_path / "folder" / "config.json").read_text())
     (tmp_path / "folder" / "config.json").write_text(json.dumps({**fields, "attention_bias": True}))
