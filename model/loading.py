@@ -92,7 +92,7 @@ def require_weights(path: str | Path, config: LMConfig, make_with: str | None = 
         return
     if others := of_other_sizes(path, config, path.parent):
         raise FileNotFoundError(f"{path} not found, but\n  {others}" + (f"\nor run `{make_with}`" if make_with else ""))
-    raise FileNotFoundError(f"{path} not found: " + (f"run `{make_with}` first" if make_with else "check the path"))
+    raise _not_found(path, make_with)
 
 
 def load_weights(model: nn.Module, path: str | Path, make_with: str | None = None) -> None:
@@ -244,9 +244,7 @@ def read_state_dict(path: Path, make_with: str | None) -> dict[str, torch.Tensor
         ValueError: it is damaged, or holds something else than tensors.
     """
     if not path.is_file():
-        remedy = f"run `{make_with}` first" if make_with else "check the path"
-        there = ", ".join(sorted(file.name for file in path.parent.glob("*.pth")))
-        raise FileNotFoundError(f"{path} not found: {remedy}" + (f"; {path.parent} holds {there}" if there else ""))
+        raise _not_found(path, make_with)
     try:
         state_dict = read_torch_file(path)
     except UnreadableFile as error:
@@ -260,6 +258,12 @@ def check_finite(path: str | Path, state_dict: dict[str, torch.Tensor], make_wit
     """Raises ValueError if a tensor holds NaN or infinity: the model would answer nothing but NaN."""
     if problem := nonfinite(state_dict):
         raise ValueError(f"{path} {problem}, as a run that diverged leaves it: {_remedy(make_with)}")
+
+
+def _not_found(path: Path, make_with: str | None) -> FileNotFoundError:
+    remedy = f"run `{make_with}` first" if make_with else "check the path"
+    there = ", ".join(sorted(file.name for file in path.parent.glob("*.pth")))
+    return FileNotFoundError(f"{path} not found: {remedy}" + (f"; {path.parent} holds {there}" if there else ""))
 
 
 def _remedy(make_with: str | None) -> str:
