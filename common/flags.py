@@ -188,8 +188,8 @@ def plain_message(error: Exception) -> str:
     """What an error says to a user: of the operating system's own, which file, what is wrong and what to do."""
     if not isinstance(error, OSError) or error.strerror is None:
         return str(error)
-    if error.filename is None:  # the text is ours
-        return error.strerror
+    if error.filename is None:  # the text is ours, or the disk's while a file is written
+        return f"{error.strerror}: {REMEDIES[error.errno]}" if error.errno in REMEDIES else error.strerror
     name = str(error.filename)
     shown = name if len(name) <= LONGEST_SHOWN else f"{name[:LONGEST_SHOWN]}..."
     remedy = REMEDIES.get(error.errno, "look at that place, or pass another one")

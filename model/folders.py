@@ -184,7 +184,10 @@ def write_folder(
     named = from_ours(tensors, LAYOUTS[LAYOUT_OF[model_type]], config.head_dim)
     del named["lm_head.weight"]  # tied: it is the embedding
     stored = {name: tensor.to(dtype).contiguous() for name, tensor in named.items()}
-    save_file(stored, path / "model.safetensors", metadata={"format": "pt"})
+    try:
+        save_file(stored, path / "model.safetensors", metadata={"format": "pt"})
+    except SafetensorError as error:  # what the disk said, in another type
+        raise OSError(f"{path.parent}: {error}; make room there or pass another place") from error
     GenerationConfig(
         bos_token_id=config.bos_token_id,
         eos_token_id=config.eos_token_id,

@@ -76,7 +76,7 @@ def write_gguf(
     writer = gguf.GGUFWriter(temporary, architecture)
     try:
         _add_sizes(writer, config, architecture, name)
-        _add_tokenizer(writer, tokenizer)
+        _add_tokenizer(writer, tokenizer, config.vocab_size)
         is_whole = kind.name in ("F32", "F16", "BF16")
         file_type = "ALL_F32" if quantisation == "f32" else f"MOSTLY_{quantisation.upper()}"
         writer.add_file_type(gguf.LlamaFileType[file_type])
@@ -98,6 +98,10 @@ def write_gguf(
         writer.write_tensors_to_file()
         writer.close()
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise OSError(f"{path.name}: {error}; make room or pass another place") from error  # NumPy's words
     finally:
         writer.close()
         temporary.unlink(missing_ok=True)
@@ -192,8 +196,10 @@ def _add_rope_scaling(writer, config: LMConfig) -> None:
         writer.add_rope_scaling_orig_ctx_len(int(scaling.get("original_max_position_embeddings", config.max_seq_len)))
 
 
-def _add_tokenizer(writer, tokenizer) -> None:
-    """Byte-level BPE. Tags such as <think> are tokens that a prompt may hold as text, control tokens are not."""
+def _add_tokenizer(writer, tokenizer, vocab_size: int) -> None:
+    """Byte-level BPE, with names for the rows of the embedding that have no token: llama.cpp wants one for each.
+
+    Tags such as <think> are tokens that a prompt may hold as text, control tokens are not."""
     import gguf
 
     content = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -206,6 +212,9 @@ def _add_tokenizer(writer, tokenizer) -> None:
             types.append(gguf.TokenType.NORMAL)
         else:
             types.append(gguf.TokenType.CONTROL if special[token] else gguf.TokenType.USER_DEFINED)
+    for row in range(len(tokens), vocab_size):
+        tokens.append(f"[PAD{row}]")
+        types.append(gguf.TokenType.UNUSED)
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in content["model"]["merges"]]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")  # how text is split into words and digits before merging

@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.flags import BriefParser, non_empty, plain_errors  # noqa: E402
+from common.flags import BriefParser, is_installed, non_empty, plain_errors  # noqa: E402
 from model.architectures import LAYOUT_OF  # noqa: E402
 from model.conversion import STORED_TYPES, convert_to_folder, convert_to_gguf, convert_to_pth, read_source  # noqa: E402
 from model.gguf_file import QUANTISATIONS  # noqa: E402
@@ -55,6 +55,8 @@ def settle(args: argparse.Namespace) -> list[str]:
     args.given, problems = given_fields(args)
     if args.to != "transformers" and not Path(args.target).name.endswith(f".{args.to}"):
         problems.append(f"{args.target}: the name must end in .{args.to}")
+    if args.to == "gguf" and not is_installed("gguf"):
+        problems.append("a .gguf file: the package is missing; pip install gguf")
     if args.to == "pth" and args.dtype != "f32":
         problems.append(f"--dtype {args.dtype}: a .pth file holds float32")
     if args.to == "transformers" and args.dtype not in STORED_TYPES:

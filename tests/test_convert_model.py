@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 
 import pytest
@@ -15,6 +16,7 @@ from model.LMConfig import LMConfig, config_fields
 from model.loading import load_tokenizer, save_weights
 from model.model import MiniMindForCausalLM
 from model.record import read_record, write_record
+from scripts import convert_model
 from scripts.convert_model import main
 
 SIZES = {"dim": 64, "n_layers": 2, "hidden_dim": 96, "max_seq_len": 256}
@@ -172,6 +174,30 @@ def test_what_cannot_be_converted_leaves_nothing(tmp_path, monkeypatch, capsys, 
         main(arguments)
     assert exit.value.code == 2 and reason in capsys.readouterr().err
     assert {path: path.lstat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+@pytest.mark.parametrize("target", ["x", "x.pth", "x.gguf"])
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, capsys, target):
+    model = random_model()
+    save_weights(model.state_dict(), tmp_path / "m_64.pth")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing fails instead
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, limits[1]))
+    try:
+        with pytest.raises(SystemExit) as exit:
+            main([str(tmp_path / "m_64.pth"), str(tmp_path / target)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert exit.value.code == 2 and "error: " in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["m_64.pth"]
+
+
+def test_a_missing_package_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(convert_model, "is_installed", lambda package: False)
+    with pytest.raises(SystemExit):
+        main(["m_64.pth", str(tmp_path / "x.gguf")])
+    assert "pip install gguf" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("target", ["x", "x.pth", "x.gguf"])

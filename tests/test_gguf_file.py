@@ -137,3 +137,11 @@ def test_the_modelfile_says_the_chat_format(tokenizer):
         messages = [{"role": role, "content": "你好"}]
         assert body == tokenizer.apply_chat_template(messages, tokenize=False)
     assert template.endswith("<s>assistant\n")
+
+
+def test_rows_without_a_token_have_a_name(tmp_path, tokenizer):
+    config = LMConfig(dim=64, n_layers=1, vocab_size=len(tokenizer) + 3)
+    tensors = MiniMindForCausalLM(config).state_dict()
+    write_gguf(tmp_path / "m.gguf", config, tensors, tokenizer, "f32")
+    tokens = gguf.GGUFReader(tmp_path / "m.gguf").fields["tokenizer.ggml.tokens"].contents()
+    assert len(tokens) == config.vocab_size and tokens[-1] == f"[PAD{config.vocab_size - 1}]"
