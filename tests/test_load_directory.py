@@ -17,7 +17,7 @@ from model.LMConfig import LMConfig
 from model.loading import TOKENIZER_DIR, load_tokenizer, save_weights
 from model.model import MiniMindForCausalLM
 
-TINY = {"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "vocab_size": 97}
+TINY = {"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "vocab_size": 6400}
 
 
 def make_model(**changes) -> MiniMindForCausalLM:
@@ -38,7 +38,7 @@ def save_directory(path: Path, model=None, tensors: dict | None = None, **change
 
 def llama(**changes) -> LlamaForCausalLM:
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-    return LlamaForCausalLM(LlamaConfig(**sizes, intermediate_size=64, vocab_size=97, **changes))
+    return LlamaForCausalLM(LlamaConfig(**sizes, intermediate_size=64, vocab_size=6400, **changes))
 
 
 def test_a_directory_in_the_layout_of_early_2025_is_read(tmp_path):
