@@ -77,9 +77,9 @@ def _without_shared_answers(chosen: Encoded, rejected: Encoded) -> tuple[Encoded
     ids, spans = chosen
     other_ids, other_spans = rejected
     shared = 0
-    for span, other_span in zip(spans[:-1], other_spans[:-1], strict=False):  # up to the shorter one's last
-        end = span[1]
-        if span != other_span or ids[:end] != other_ids[:end]:
+    while shared < min(len(spans), len(other_spans)) - 1:
+        end = spans[shared][1]
+        if spans[shared] != other_spans[shared] or ids[:end] != other_ids[:end]:
             break
         shared += 1
     return (ids, spans[shared:]), (other_ids, other_spans[shared:])

@@ -19,7 +19,7 @@ from .layouts import recognise, to_ours
 from .LMConfig import LMConfig, config_fields
 from .loading import check_vocabulary, fill, load_tokenizer, read_state_dict, save_weights
 from .model import MiniMindForCausalLM
-from .record import config_for, describe_program, record_path, write_record
+from .record import config_for, describe_file, describe_program, record_path, write_record
 from .sizes import Given, contradictions
 
 STORED_TYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
@@ -81,7 +81,7 @@ def read_source(path: Path, given: Mapping[str, Given]) -> Source:
 
 def convert_to_pth(source: Source, path: Path) -> str:
     """Write a .pth file with its record; returns what was found to be equal. Raises FileExistsError, ValueError."""
-    facts = {"stage": "convert_model", "started_from": str(source.path), **describe_program()}
+    facts = {"stage": "convert_model", "started_from": describe_file(source.path), **describe_program()}
     with new_files(path, record_path(path)) as (weights, _):
         model = source.model()
         save_weights(model.state_dict(), weights)

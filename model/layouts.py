@@ -257,11 +257,10 @@ def to_ours(tensors: Tensors, layout: Layout, head_dim: int) -> Tensors:
         raise ValueError(f"it holds both {twice} and {_bare(twice)}: which one is meant?")
     weights = {name: tensor for name, tensor in weights.items() if not _NO_WEIGHTS.fullmatch(name)}
     for name, tensor in layout.unfold(weights).items():
-        match, ours = next(((m, ours) for pattern, ours in patterns if (m := pattern.fullmatch(name))), (None, None))
-        if match is None:
+        ours, numbers = _translate(name, patterns)
+        if ours is None:
             unknown.append(name)
             continue
-        numbers = match.groupdict()
         expert = numbers.pop("expert", None)
         target = ours.format(**numbers)
         if expert is None:
@@ -290,10 +289,9 @@ def from_ours(tensors: Tensors, layout: Layout, head_dim: int) -> Tensors:
     patterns = [(_pattern(ours), theirs) for ours, theirs in layout.names.items()]
     named = {}
     for name, tensor in tensors.items():
-        match, theirs = next(((m, t) for pattern, t in patterns if (m := pattern.fullmatch(name))), (None, None))
-        if match is None:
+        theirs, numbers = _translate(name, patterns)
+        if theirs is None:
             raise ValueError(f"layout {layout.name} has no place for {name}: choose another one")
-        numbers = match.groupdict()
         if "{expert}" in theirs:
             for expert, part in enumerate(tensor):
                 named[theirs.format(**numbers, expert=expert)] = part.clone()  # a view would save the whole stack
@@ -306,6 +304,14 @@ def from_ours(tensors: Tensors, layout: Layout, head_dim: int) -> Tensors:
 def _bare(name: str) -> str:
     """A name without what DistributedDataParallel and torch.compile put before it."""
     return _WRAPPERS.sub("", name)
+
+
+def _translate(name: str, patterns: list[tuple[re.Pattern, str]]) -> tuple[str | None, dict[str, str]]:
+    """The template that a name translates to, and the numbers in it; (None, {}) where no pattern fits."""
+    for pattern, template in patterns:
+        if match := pattern.fullmatch(name):
+            return template, match.groupdict()
+    return None, {}
 
 
 def _pattern(template: str) -> re.Pattern:

@@ -35,11 +35,12 @@ def parse_rope_scaling(text: str) -> dict[str, str | float] | Problem:
     """`TYPE:FACTOR` or `yarn:FACTOR:TRAINED[:ATTENTION]` as LMConfig's `rope_scaling`; LMConfig checks the values."""
     kind, *numbers = text.split(":")
     names = ["factor"] + ["original_max_position_embeddings", "attention_factor"] * (kind == "yarn")
+    names = names[: len(numbers)]  # those that are given
     try:
-        scaling = dict(zip(names, map(float, numbers), strict=False))
-    except ValueError:
+        scaling = dict(zip(names, map(float, numbers), strict=True))
+    except ValueError:  # no number, or one too many
         scaling = {}
-    if not scaling or len(numbers) > len(names):
+    if not scaling:
         return problem(text, "must be TYPE:FACTOR or yarn:FACTOR:TRAINED[:ATTENTION], e.g. linear:2 or yarn:4:512")
     if kind == "yarn" and len(numbers) < 2:
         return problem(text, "must say the length trained on, e.g. yarn:4:512")
