@@ -8,18 +8,19 @@ import signal
 import pytest
 import torch
 from test_kill import in_a_fork
+from tiny_model import make_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from model import conversion
 from model.layouts import LAYOUTS, from_ours
-from model.LMConfig import LMConfig, config_fields
+from model.LMConfig import config_fields
 from model.loading import load_tokenizer, save_weights
 from model.model import MiniMindForCausalLM
-from model.record import read_record, write_record
+from model.record import fingerprint, read_record, write_record
 from scripts import convert_model
 from scripts.convert_model import main
 
-SIZES = {"dim": 64, "n_layers": 2, "hidden_dim": 96, "max_seq_len": 256}
+SIZES = {"n_heads": 8, "vocab_size": 6400, "dim": 64, "n_layers": 2, "hidden_dim": 96, "max_seq_len": 256}
 V3 = {"n_kv_heads": 4, "qk_norm": True, "norm_eps": 1e-6}
 KINDS = {
     "LlamaForCausalLM": {},
@@ -30,12 +31,7 @@ KINDS = {
 
 
 def random_model(**fields) -> MiniMindForCausalLM:
-    torch.manual_seed(0)
-    model = MiniMindForCausalLM(LMConfig(**{**SIZES, **fields})).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.normal_(1.0 if "norm" in name else 0.0, 0.2)
-    return model
+    return make_model(**{**SIZES, **fields})
 
 
 @pytest.fixture(params=KINDS)
@@ -57,7 +53,11 @@ def test_there_and_back_loses_nothing(case, tmp_path, capsys):
     back = torch.load(tmp_path / "back.pth", weights_only=True)
     assert back.keys() == model.state_dict().keys()
     assert all(torch.equal(back[name], tensor) for name, tensor in model.state_dict().items())
-    fields = config_fields(read_record(tmp_path / "back.pth")[0]["config"])
+    record, _ = read_record(tmp_path / "back.pth")
+    assert record["started_from"] == {"weights": (tmp_path / "folder").as_posix(), "fingerprint": None}
+    main([str(path), str(tmp_path / "copy.pth")])
+    assert read_record(tmp_path / "copy.pth")[0]["started_from"]["fingerprint"] == fingerprint(path)
+    fields = config_fields(record["config"])
     ours = config_fields(model.config)
     training = {"aux_loss_alpha", "seq_aux"}  # no other architecture has them
     assert {k: v for k, v in fields.items() if k not in training} == {
@@ -200,8 +200,16 @@ def test_a_missing_package_is_told(tmp_path, monkeypatch, capsys):
     assert "pip install gguf" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("target", ["x", "x.pth", "x.gguf"])
-@pytest.mark.parametrize("moment", ["write_record", "write_folder", "write_gguf", "compare"])
+@pytest.mark.parametrize(
+    ("target", "moment"),
+    [
+        ("x", "write_folder"),
+        ("x", "compare"),
+        ("x.pth", "write_record"),
+        ("x.gguf", "write_gguf"),
+        ("x.gguf", "compare"),
+    ],
+)
 def test_a_killed_conversion_leaves_no_half_and_the_next_one_tidies_up(tmp_path, monkeypatch, target, moment):
     model = random_model()
     save_weights(model.state_dict(), tmp_path / "m_64.pth")
@@ -212,8 +220,7 @@ def test_a_killed_conversion_leaves_no_half_and_the_next_one_tidies_up(tmp_path,
         monkeypatch.setattr(conversion, moment, lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGKILL))
         main(arguments)
 
-    if os.WIFEXITED(in_a_fork(convert_until_killed)):  # no such moment on the way to this target
-        return
+    assert os.WTERMSIG(in_a_fork(convert_until_killed)) == signal.SIGKILL
     assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")].count(target) == 0
     main(arguments)
     assert (tmp_path / target).exists()

@@ -4,13 +4,14 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from tiny_model import make_model
 
 from model.gguf_file import QUANTISATIONS, gguf_architecture, modelfile, read_gguf_tensors, write_gguf
 from model.LMConfig import PUBLISHED, LMConfig
 from model.loading import load_tokenizer
 from model.model import MiniMindForCausalLM
 
-SIZES = {"dim": 64, "n_layers": 2, "hidden_dim": 96}
+SIZES = {"n_heads": 8, "vocab_size": 6400, "dim": 64, "n_layers": 2, "hidden_dim": 96}
 V3 = {"n_kv_heads": 4, "qk_norm": True, "norm_eps": 1e-6}
 CASES = {
     "llama": {},
@@ -26,12 +27,7 @@ def tokenizer():
 
 
 def random_model(**fields) -> MiniMindForCausalLM:
-    torch.manual_seed(0)
-    model = MiniMindForCausalLM(LMConfig(**{**SIZES, **fields})).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.normal_(1.0 if "norm" in name else 0.0, 0.3)
-    return model
+    return make_model(**{**SIZES, **fields})
 
 
 def field(reader: gguf.GGUFReader, name: str):

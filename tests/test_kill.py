@@ -85,6 +85,7 @@ def in_a_fork(work) -> int:
     if child == 0:
         code = 1
         try:
+            torch.set_num_threads(1)  # the threads of OpenMP's pool are not copied: waiting for them never ends
             work()
             code = 0
         finally:
