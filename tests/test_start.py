@@ -31,8 +31,15 @@ MISTAKES = {
 }
 
 
+@pytest.fixture(scope="module")
+def slow_tokenizer() -> set[str]:
+    """The slow libraries that reading a tokenizer imports: none, but with transformers 5.17 most of them."""
+    program = "import json, sys; from transformers import AutoTokenizer; print(json.dumps(sorted(sys.modules)))"
+    return SLOW & set(json.loads(subprocess.check_output([sys.executable, "-c", program], text=True)))
+
+
 @pytest.mark.parametrize("words", [(script, "--help") for script in SCRIPTS] + list(MISTAKES.values()), ids=" ".join)
-def test_no_slow_library_is_imported_before_work(words, tmp_path):
+def test_no_slow_library_is_imported_before_work(words, tmp_path, slow_tokenizer):
     script, *flags = words
     command = [sys.executable, "-c", PROGRAM, str(ROOT / script), *flags]
     done = subprocess.run(
@@ -42,4 +49,6 @@ def test_no_slow_library_is_imported_before_work(words, tmp_path):
     *message, modules = done.stderr.strip().splitlines()
     assert done.returncode == 0 if flags == ["--help"] else done.returncode and message[-1:], done.stderr
     slow = SLOW & set(json.loads(modules))
+    if flags != ["--help"]:  # a mistake is found with the tokenizer at hand
+        slow -= slow_tokenizer
     assert not slow, (slow, message)
