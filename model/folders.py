@@ -180,6 +180,8 @@ def write_folder(
         "dtype": str(dtype).removeprefix("torch."),
         "torch_dtype": str(dtype).removeprefix("torch."),
     }
+    if model_type == "qwen3_moe":
+        fields["num_experts"] = config.n_routed_experts
     (path / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
     named = from_ours(tensors, LAYOUTS[LAYOUT_OF[model_type]], config.head_dim)
     del named["lm_head.weight"]  # tied: it is the embedding
@@ -198,6 +200,16 @@ def write_folder(
         max_new_tokens=1024,
     ).save_pretrained(path)
     tokenizer.save_pretrained(path)
+    _name_tokenizer_class(path / "tokenizer_config.json")
+
+
+def _name_tokenizer_class(path: Path) -> None:
+    """By the name that transformers 4 knows too, instead of 5's own; and nothing of how this one was loaded."""
+    fields = _read_json(path)
+    for name in ("backend", "is_local", "local_files_only"):
+        fields.pop(name, None)
+    fields["tokenizer_class"] = "PreTrainedTokenizerFast"
+    path.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager

@@ -79,6 +79,18 @@ def test_transformers_answers_the_same_without_our_code(case, tmp_path):
     assert torch.equal(other.generate(ids, **greedy), model.generate(ids, **greedy))
 
 
+def test_what_transformers_4_reads_has_the_names_it_had_there(case, tmp_path):
+    """Its tokenizer was of a class that only 5 has, and Qwen3Moe had 128 experts."""
+    architecture, model, path = case
+    main([str(path), str(tmp_path / "folder")])
+    config, tokenizer = (
+        json.loads((tmp_path / "folder" / name).read_text()) for name in ("config.json", "tokenizer_config.json")
+    )
+    assert config["rope_theta"] == model.config.rope_theta and config["torch_dtype"] == "float32"
+    assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast" and "is_local" not in tokenizer
+    assert config.get("num_experts") == (4 if architecture == "Qwen3MoeForCausalLM" else None)
+
+
 @pytest.mark.parametrize("stored", ["f16", "q8_0"])
 def test_a_gguf_file_and_its_modelfile(case, tmp_path, capsys, stored):
     _, _, path = case
