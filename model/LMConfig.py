@@ -53,7 +53,8 @@ class LMConfig(PreTrainedConfig):
             yarn also "original_max_position_embeddings" (default max_seq_len), "beta_fast" (32), "beta_slow" (1),
             "attention_factor" (0.1 ln(factor) + 1, the paper's). Nothing else; all as transformers computes them.
         dropout: probability, on the embedding, the attention weights and both residual branches.
-        flash_attn: True runs PyTorch's fused attention; False runs the textbook formula, written out in model.py.
+        flash_attn: True runs PyTorch's fused attention; False runs the textbook formula, written out in model.py, as
+            does attn_implementation="eager", transformers' word for it.
         qk_norm: RMSNorm on every query and key head (as Qwen3 does).
         use_moe: mixture of experts (moe.py) instead of one feed-forward layer in each block.
         num_experts_per_tok: routed experts that each token visits.
@@ -129,7 +130,8 @@ class LMConfig(PreTrainedConfig):
             setattr(self, name, value)
         if problems := self.problems():
             raise ValueError("LMConfig: " + "; ".join(problems))
-        super().__init__(**kwargs)
+        # Which of a folder's files is whose code (auto.py); trl asks for it even where there is none.
+        super().__init__(**{"auto_map": {}, **kwargs})
 
     @property
     def head_dim(self) -> int:

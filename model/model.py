@@ -70,7 +70,7 @@ class Attention(nn.Module):
     def __init__(self, config: LMConfig, layer_idx: int):
         super().__init__()
         self.layer_idx, self.head_dim = layer_idx, config.head_dim
-        self.dropout, self.flash_attn = config.dropout, config.flash_attn
+        self.config, self.dropout = config, config.dropout
         self.n_heads, self.n_kv_heads = config.n_heads, config.n_kv_heads
         kv_dim = config.n_kv_heads * config.head_dim
         self.q_proj = nn.Linear(config.dim, config.dim, bias=False)
@@ -97,7 +97,8 @@ class Attention(nn.Module):
         if past_key_values is not None:
             k, v = past_key_values.update(k, v, self.layer_idx)  # (B, K, S, C)
         dropout = self.dropout if self.training else 0.0
-        y = attend(q, k, v, mask, dropout, self.flash_attn)  # (B, H, T, C)
+        fused = self.config.flash_attn and self.config._attn_implementation != "eager"
+        y = attend(q, k, v, mask, dropout, fused)  # (B, H, T, C)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, D))
 
 
@@ -147,6 +148,10 @@ class MiniMindPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["Block"]
     _supports_sdpa = True
+
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        return True  # "sdpa" or "eager", see Attention; transformers would look for its own table in this file
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -1,12 +1,18 @@
 """What Hugging Face's tools expect of the network: generate, save_pretrained, the auto classes."""
 
+import json
+import os
+import subprocess
+import sys
+from unittest.mock import patch
+
 import pytest
 import torch
 from tiny_model import make_ids, make_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM
 
+from model.auto import register_auto_classes, save_with_code
 from model.cache import KVCache
-from model.LMConfig import LMConfig
 from model.model import MiniMindForCausalLM
 
 
@@ -73,10 +79,57 @@ def test_bfloat16_weights_and_resized_vocabulary():
     assert model.bfloat16()(ids).logits.dtype == torch.bfloat16
 
 
-def test_registers_with_the_auto_classes(tmp_path):
-    from transformers import AutoConfig
+def test_bfloat16_is_loaded_as_asked(tmp_path):
+    model = make_model(use_moe=True)
+    model.save_pretrained(tmp_path)
+    loaded = MiniMindForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
+    assert torch.isfinite(loaded(make_ids()).logits).all()
 
-    AutoConfig.register("minimind", LMConfig, exist_ok=True)
-    AutoModelForCausalLM.register(LMConfig, MiniMindForCausalLM, exist_ok=True)
-    make_model().save_pretrained(tmp_path)
+
+def test_attention_is_chosen_by_the_name_that_transformers_has_for_it(tmp_path):
+    model, ids = make_model(), make_ids()
+    expected = model(ids).logits
+    model.save_pretrained(tmp_path)
+    eager = MiniMindForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
+    with patch("torch.nn.functional.scaled_dot_product_attention") as fused:
+        torch.testing.assert_close(eager(ids).logits, expected)
+        assert not fused.called
+        eager.set_attn_implementation("sdpa")
+        fused.side_effect = LookupError
+        with pytest.raises(LookupError):
+            eager(ids)
+    for other in ("flex_attention", "flash_attention_2"):
+        with pytest.raises((ValueError, ImportError)):
+            eager.set_attn_implementation(other)
+
+
+def test_registers_with_the_auto_classes(tmp_path):
+    register_auto_classes()
+    model = make_model()
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "generation_config.json").read_text())["eos_token_id"] == 2
     assert isinstance(AutoModelForCausalLM.from_pretrained(tmp_path), MiniMindForCausalLM)
+    backbone = AutoModel.from_pretrained(tmp_path)
+    assert torch.equal(backbone(make_ids()).last_hidden_state, model.model(make_ids()).last_hidden_state)
+
+
+@pytest.mark.slow
+def test_a_folder_with_its_code_works_where_the_project_is_not(tmp_path, tokenizer):
+    model = make_model(vocab_size=6400, use_moe=True)
+    save_with_code(model, tokenizer, tmp_path / "folder")
+    program = """
+import sys, torch
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
+assert type(model).__module__.startswith("transformers_modules"), type(model).__module__
+assert type(AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)).__name__ == "MiniMindModel"
+assert len(AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True)) == 6400
+print(model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=8, do_sample=False)[0].tolist())
+"""
+    arguments = [sys.executable, "-c", program, str(tmp_path / "folder")]
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
+    result = subprocess.run(arguments, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert result.returncode == 0, result.stderr
+    expected = model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=8, do_sample=False)[0].tolist()
+    assert json.loads(result.stdout) == expected
