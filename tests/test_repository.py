@@ -34,6 +34,7 @@ SCRIPTS = sorted([*ROOT.glob("*.py"), *ROOT.glob("scripts/*.py")])
 MODULES = [path for package in PACKAGES for path in sorted(ROOT.glob(f"{package}/**/*.py"))]
 CODE = sorted({*MODULES, *SCRIPTS, *ROOT.glob("scripts/**/*.py")})
 DEV_CODE = sorted([*ROOT.glob("tests/**/*.py"), *ROOT.glob("benchmarks/**/*.py")])
+OTHER_PYTHON = "other_python"  # scripts that tests run in an environment with packages of its own
 OURS = {*PACKAGES, "scripts", "tests", "benchmarks", *(p.stem for p in (*SCRIPTS, *ROOT.glob("scripts/*"), *DEV_CODE))}
 NOT_IMPORTED = {"ruff", "ninja", "tensorboard"}  # two are run, the last is imported by torch.utils.tensorboard
 LAZY = {"training/deepspeed.py"}  # modules on top of an optional package, imported only inside functions
@@ -184,12 +185,13 @@ def third_party(names: set[str]) -> set[str]:
 
 
 def test_requirements_are_exactly_what_is_imported():
-    """requirements.txt: imported by the code. -optional: only inside functions. -dev: by tests and benchmarks,
-    and what they use of the optional ones."""
+    """requirements.txt: imported by the code. -optional: only inside functions. -dev and -extras: by tests and
+    benchmarks, and what they use of the optional ones."""
     core, dev, optional = (set(requirements(f"requirements{suffix}.txt")) for suffix in ("", "-dev", "-optional"))
+    dev |= set(requirements("requirements-extras.txt"))
     at_once = third_party(set().union(*(imported_at_once(parse(p)) for p in CODE if name_of(p) not in LAZY)))
     anywhere = third_party(set().union(*(imported(parse(path)) for path in CODE)))
-    in_tests = third_party(set().union(*(imported(parse(path)) for path in DEV_CODE)))
+    in_tests = third_party(set().union(*(imported(parse(p)) for p in DEV_CODE if p.parent.name != OTHER_PYTHON)))
     assert not at_once - core, f"missing in requirements.txt: {sorted(at_once - core)}"
     assert anywhere == (core | optional) - NOT_IMPORTED
     assert in_tests - core - optional == dev - optional - NOT_IMPORTED
@@ -205,7 +207,10 @@ def test_every_requirement_has_one_pin_inside_its_range(version):
                 assert pin.name not in pins, f"two pins for {pin.name} on Python {version}"
                 (specifier,) = pin.specifier
                 pins[pin.name] = specifier.version
-    for name, requirement in {**requirements("requirements.txt"), **requirements("requirements-dev.txt")}.items():
+    needed = {}
+    for suffix in ("", "-dev", "-extras"):
+        needed |= requirements(f"requirements{suffix}.txt")
+    for name, requirement in needed.items():
         assert requirement.specifier.contains(pins[name]), f"{requirement} is pinned to {pins[name]}"
 
 
