@@ -23,10 +23,12 @@ class LlamaCpp:
         params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         params.warmup = False
         self.server = xllamacpp.Server(params)
+        (about,) = self.post("/v1/models")["data"]
+        self.vocab_size = about["meta"]["n_vocab"]
 
     def post(self, endpoint: str, **fields):
-        """What an endpoint of the server answers, see tools/server/README.md of llama.cpp."""
-        content = json.dumps(fields).encode()
+        """What an endpoint of the server answers (tools/server/README.md of llama.cpp); without fields, to a GET."""
+        content = json.dumps(fields).encode() if fields else None
         headers = {"Content-Type": "application/json"}
         request = urllib.request.Request(self.server.listening_address + endpoint, content, headers)
         with urllib.request.urlopen(request) as answer:
@@ -52,18 +54,25 @@ class LlamaCpp:
         """Log-probability (nats) of one token behind a prompt; the next call may go on where this one ended.
 
         The server gives log-probabilities as they were before anything was added to the logits, but only of the token
-        that it takes: a bias makes it take this one.
+        that it takes: a bias makes it take this one. Of `</s>` and of parts of a character it tells nothing: then it
+        takes another, and tells the whole vocabulary, in ten times the time.
         """
+        if taken := self._take(prompt, token, n_probs=1):
+            return taken["logprob"]
+        taken = self._take(prompt, self.tokenize("a")[0], n_probs=self.vocab_size)
+        return next(entry["logprob"] for entry in taken["top_logprobs"] if entry["id"] == token)
+
+    def _take(self, prompt: list[int], token: int, n_probs: int) -> dict | None:
         answer = self.post(
             "/completion",
             prompt=prompt,
             n_predict=1,
             temperature=0,
             logit_bias=[[token, 1e6]],
-            n_probs=1,
+            n_probs=n_probs,
             cache_prompt=True,
         )
-        (taken,) = answer["completion_probabilities"]
-        if taken["id"] != token:
-            raise RuntimeError(f"llama.cpp took token {taken['id']}, not {token}")
-        return taken["logprob"]
+        taken = answer.get("completion_probabilities")
+        if taken and taken[0]["id"] != token:
+            raise RuntimeError(f"llama.cpp took token {taken[0]['id']}, not {token}")
+        return taken[0] if taken else None

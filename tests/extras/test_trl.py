@@ -8,10 +8,12 @@ import torch
 from engines import FIELDS, export
 from transformers import AutoModelForCausalLM
 
+from model.adapters import read_lora
 from model.auto import register_auto_classes
 from model.LMConfig import LMConfig
 from model.loading import load_tokenizer
 from model.model import MiniMindForCausalLM
+from model.model_lora import load_lora, merge_lora
 
 trl = pytest.importorskip("trl", reason="trl is not installed: pip install -r requirements-dev.txt")
 datasets = pytest.importorskip("datasets", reason="comes with trl")
@@ -24,8 +26,8 @@ KINDS = ["ours", "ours, mixture", "llama", "qwen3", "ernie4_5_moe"]
 
 
 @pytest.fixture(params=KINDS)
-def model(request, tmp_path):
-    """A model of ours, or what transformers makes of its export, from a folder: trl reads that again for DPO."""
+def ours_and_model(request, tmp_path):
+    """A model of ours; and the same, or its export, as transformers reads it from a folder: trl does so again."""
     torch.manual_seed(0)
     kind = request.param
     fields = {"use_moe": kind == "ours, mixture", **FIELDS.get(kind, {}), **SMALL}
@@ -35,7 +37,12 @@ def model(request, tmp_path):
     else:
         register_auto_classes()
         ours.save_pretrained(tmp_path / "folder")
-    return AutoModelForCausalLM.from_pretrained(tmp_path / "folder")
+    return ours, AutoModelForCausalLM.from_pretrained(tmp_path / "folder")
+
+
+@pytest.fixture
+def model(ours_and_model):
+    return ours_and_model[1]
 
 
 def options(tmp_path: Path) -> dict:
@@ -92,12 +99,24 @@ def test_grpo(model, tmp_path):
     train(trainer)
 
 
-def test_peft_lora_with_sft(model, tmp_path):
-    """peft merges to what our own merge gives (tests/test_lora_peft.py compares every setting)."""
+def test_a_peft_adapter_trained_by_trl_and_merged_by_us(ours_and_model, tmp_path):
+    """Our merge of peft's file gives the weights of peft's merge (more settings: tests/test_lora_peft.py)."""
     peft = pytest.importorskip("peft", reason="peft is not installed: pip install -r requirements-dev.txt")
+    ours, model = ours_and_model
     rows = datasets.Dataset.from_list([{"messages": QUESTION + GOOD}] * 16)
     config = trl.SFTConfig(**{**options(tmp_path), "learning_rate": 1e-2}, assistant_only_loss=True, max_length=64)
     lora = peft.LoraConfig(r=4, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"], task_type="CAUSAL_LM")
     trainer = trl.SFTTrainer(model, config, train_dataset=rows, processing_class=load_tokenizer(), peft_config=lora)
     lines = train(trainer)
     assert lines[-1]["loss"] < lines[0]["loss"]
+
+    trainer.model.save_pretrained(tmp_path / "adapter")
+    merged = trainer.model.merge_and_unload().state_dict()
+    if merged.keys() != ours.state_dict().keys():
+        return  # a mixture under other names
+    before = copy.deepcopy(ours.state_dict())
+    load_lora(ours, read_lora(tmp_path / "adapter", ours.config))
+    merge_lora(ours)
+    torch.testing.assert_close(ours.state_dict(), merged)
+    name = "model.layers.0.self_attn.v_proj.weight"
+    assert not torch.equal(before[name], merged[name])
