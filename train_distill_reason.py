@@ -36,10 +36,9 @@ from common.flags import plain_errors, real
 from dataset.readers import require_file
 from inference.scoring import follows_reasoning_format
 from model.chat_format import ChatFormat
-from model.loading import load_tokenizer
-from training.cli import config_from, stage_parser
+from training.cli import stage_parser
 from training.evaluation import Evaluation
-from training.inputs import load_data, starting_model
+from training.inputs import load_data, starting_model, starting_tokenizer
 from training.loop import train
 from training.losses import moe_metrics, supervised_forward, token_nll
 from training.processes import distributed_run
@@ -112,8 +111,8 @@ def main(argv=None):
     with distributed_run(args) as run:
         with plain_errors():
             require_file(args.data_path, "chat")
-            tokenizer = load_tokenizer()
-            model = starting_model(args, config_from(args, vocab_size=len(tokenizer)))
+            tokenizer = starting_tokenizer(args)
+            model = starting_model(args, tokenizer)
             data = load_data(run, args, ChatFormat(tokenizer), kind="chat")
         tags = [tokenizer.encode(tag, add_special_tokens=False) for tag in TAGS]
         evaluation = Evaluation(data.heldout, tokenizer, QUESTIONS, max_new_tokens=min(args.max_seq_len, 512),

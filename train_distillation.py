@@ -35,11 +35,11 @@ from common.flags import non_empty, parse_bool, plain_errors, real, whole
 from common.tensor_files import digest
 from dataset.readers import require_file
 from model.chat_format import ChatFormat
-from model.loading import count_parameters, load_tokenizer
+from model.loading import count_parameters
 from model.record import describe_file
-from training.cli import config_from, stage_parser
+from training.cli import stage_parser
 from training.evaluation import Evaluation
-from training.inputs import load_data, starting_model
+from training.inputs import load_data, starting_model, starting_tokenizer
 from training.loop import train
 from training.losses import balance_loss, moe_metrics, supervised_forward, supervised_per_row, token_nll
 from training.processes import distributed_run
@@ -144,11 +144,11 @@ def main(argv=None):
     with distributed_run(args) as run:
         with plain_errors():
             require_file(args.data_path, "chat")
-            tokenizer = load_tokenizer()
-            student = starting_model(args, config_from(args, vocab_size=len(tokenizer)))
-            teacher = load_teacher(args, tokenizer)
+            tokenizer = starting_tokenizer(args)
+            student = starting_model(args, tokenizer)
+            teacher = load_teacher(args, student.config.vocab_size, tokenizer)
             args.teacher_checksum = digest(teacher.state_dict())[:16]  # like a flag: --resume refuses another value
-            taught_by = {**describe_file(args.teacher_weights or args.teacher_path), "checksum": args.teacher_checksum}
+            taught_by = {**describe_file(args.teacher_weights), "checksum": args.teacher_checksum}
             teacher = freeze(teacher, run.dtype).to(run.device)
             data = load_data(run, args, ChatFormat(tokenizer), kind="chat")
         run.log(f"教师模型(LLM)总参数量：{count_parameters(teacher) / 1e6:.3f} 百万")

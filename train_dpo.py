@@ -32,10 +32,9 @@ from torch.nn.functional import logsigmoid
 from common.flags import add_bool_flag, plain_errors, real
 from dataset.readers import require_file
 from model.chat_format import ChatFormat
-from model.loading import load_tokenizer
-from training.cli import config_from, stage_parser
+from training.cli import stage_parser
 from training.evaluation import Evaluation
-from training.inputs import load_data, starting_model
+from training.inputs import load_data, starting_model, starting_tokenizer
 from training.loop import train
 from training.losses import answer_logprobs, moe_metrics, supervised_forward, supervised_per_row
 from training.processes import distributed_run
@@ -147,8 +146,8 @@ def main(argv=None):
     with distributed_run(args) as run:
         with plain_errors():
             require_file(args.data_path, "preference")
-            tokenizer = load_tokenizer()
-            model = starting_model(args, config_from(args, vocab_size=len(tokenizer)))
+            tokenizer = starting_tokenizer(args)
+            model = starting_model(args, tokenizer)
             data = load_data(run, args, ChatFormat(tokenizer), kind="preference")
             reference = reference_logprobs(run, model, data, args.cache_dir, args.max_seq_len)
         loss_fn = make_loss(reference, args.beta, args.loss_type, args.label_smoothing, args.length_normalize)

@@ -30,11 +30,11 @@ from common.flags import file_name, non_empty, one_of_these, plain_errors, probl
 from dataset.batching import tokens_per_batch
 from dataset.readers import require_file
 from model.chat_format import ChatFormat
-from model.loading import count_parameters, load_tokenizer
+from model.loading import count_parameters
 from model.model_lora import LORA_TARGETS, apply_lora, lora_state_dict
-from training.cli import config_from, stage_parser
+from training.cli import stage_parser
 from training.evaluation import Evaluation
-from training.inputs import load_data, starting_model
+from training.inputs import load_data, starting_model, starting_tokenizer
 from training.loop import train
 from training.losses import next_token_loss
 from training.processes import distributed_run
@@ -98,9 +98,9 @@ def main(argv=None):
     with distributed_run(args) as run:
         with plain_errors():
             require_file(args.data_path, "chat")
-            tokenizer = load_tokenizer()
+            tokenizer = starting_tokenizer(args)
             chat = ChatFormat(tokenizer)
-            model = starting_model(args, config_from(args, vocab_size=len(tokenizer)), is_trained=False)
+            model = starting_model(args, tokenizer, is_trained=False)
             total = count_parameters(model)
             base_dtype = None if run.dtype == torch.float32 else run.dtype
             apply_lora(model, args.lora_rank, args.lora_alpha, args.lora_dropout, args.lora_targets, base_dtype)

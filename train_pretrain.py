@@ -17,10 +17,9 @@ writes  out/pretrain_{dim}[_moe].pth     weights: train_full_sft.py goes on from
 from common.flags import plain_errors
 from dataset.readers import require_file
 from model.chat_format import ChatFormat
-from model.loading import load_tokenizer
-from training.cli import config_from, stage_parser
+from training.cli import stage_parser
 from training.evaluation import Evaluation
-from training.inputs import load_data, starting_model
+from training.inputs import load_data, starting_model, starting_tokenizer
 from training.loop import train
 from training.losses import next_token_loss
 from training.processes import distributed_run
@@ -47,8 +46,8 @@ def main(argv=None):
     with distributed_run(args) as run:
         with plain_errors():
             require_file(args.data_path, "text")
-            tokenizer = load_tokenizer()
-            model = starting_model(args, config_from(args, vocab_size=len(tokenizer)))
+            tokenizer = starting_tokenizer(args)
+            model = starting_model(args, tokenizer)
             data = load_data(run, args, ChatFormat(tokenizer), kind="text")
         evaluation = Evaluation(data.heldout, tokenizer, BEGINNINGS, continue_text=True)
         train(run, args, model, data, next_token_loss, evaluation)

@@ -5,10 +5,18 @@ from pathlib import Path
 
 from common.device import DTYPES
 from common.flags import add_bool_flag, non_empty, real, whole
-from inference.models import TEXT_STAGE, Choice, continues_text
+from inference.models import Choice, continues_text
 from inference.sampling import PENALTIES, TEMPERATURES, SamplingParams
 from model.loading import MODEL_MODES
-from model.model_flags import TRAINING_FIELDS, add_model_flags, parse_rope_scaling, settle_model
+from model.model_flags import (
+    TRAINING_FIELDS,
+    add_model_flags,
+    add_tokenizer_flag,
+    given_fields,
+    parse_rope_scaling,
+    settle_model,
+)
+from model.opening import is_foreign, is_path
 
 
 def add_choice_flags(parser) -> None:
@@ -23,12 +31,13 @@ def add_choice_flags(parser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--weight", type=non_empty, metavar="NAME",
-        help="talk to {out_dir}/NAME_{dim}[_moe].pth instead, e.g. full_dist; or to any .pth file",
+        help="talk to {out_dir}/NAME_{dim}[_moe].pth instead, e.g. full_dist; or to a .pth file, folder or .gguf file",
     )  # fmt: skip
     parser.add_argument(
         "--load", nargs="+", type=non_empty, default=["0"], metavar=("{0,1}", "PATH"),
-        help="0: .pth weights; 1 [PATH]: a transformers directory (./MiniMind2)",
+        help="0: a stage's weights; 1 [PATH]: a transformers directory (./MiniMind2), a .pth or a .gguf file",
     )  # fmt: skip
+    add_tokenizer_flag(parser)
     parser.add_argument(
         "--lora_name", "--lora_weight", nargs="+", type=non_empty, default=[], metavar="NAME",
         help="adapters in {out_dir}/lora, .pth files, or directories of peft; the first is used",
@@ -67,15 +76,19 @@ def settle_choice(args: argparse.Namespace) -> list[str]:
         folder = args.load_from
     elif kind == "1" and not problems:
         folder = path[0] if path else "MiniMind2"
-    stage = args.weight or MODEL_MODES[args.model_mode]
-    if folder is not None:
-        args.choice = Choice(Path(folder), None, stage == TEXT_STAGE, args.out_dir)
-        if args.rope_scaling:
-            problems.append("--rope_scaling is for .pth weights: a transformers directory says it in its config.json")
+    weight = Path(folder) if folder is not None else args.weight or MODEL_MODES[args.model_mode]
+    if is_path(str(weight)) and is_foreign(weight):
+        args.choice = Choice(Path(weight), None, args.model_mode == 0, args.out_dir)
+        given, _ = given_fields(args)
+        problems += [f"{field.text}: {weight} is no MiniMind, its config.json says it" for field in given.values()]
         return problems
-    settled = settle_model(args, stage)
-    is_text = settled.weights is not None and continues_text(settled.weights)  # None: several fit, which is a problem
-    args.choice = Choice(settled.weights, settled.config, is_text, args.out_dir, tuple(settled.remarks))
+    settled = settle_model(args, weight)
+    # settled.weights is None where several fit, which is a problem.
+    is_said = folder is not None and args.model_mode == 0
+    is_text = settled.weights is not None and (is_said or continues_text(settled.weights))
+    args.choice = Choice(
+        settled.weights, settled.config, is_text, args.out_dir, tuple(settled.remarks), args.tokenizer_path
+    )
     return problems + settled.problems
 
 

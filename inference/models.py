@@ -1,4 +1,4 @@
-"""Find a model and load it: a stage's weights, any .pth file, or a folder of transformers. Prints nothing."""
+"""Find a model and load it: a stage's weights, any .pth file, a folder of transformers, a GGUF file. Prints nothing."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from transformers import PreTrainedTokenizerBase
 
 from common.device import DTYPES, choose_device, fast_dtype
 from model.LMConfig import LMConfig
-from model.loading import STAGE_SCRIPTS, check_vocabulary, load_model, load_tokenizer
-from model.record import config_for, read_record, read_shapes
+from model.loading import STAGE_SCRIPTS
+from model.opening import describe, is_foreign, load_model
+from model.record import read_record, read_shapes
+from model.vocabulary import tokenizer_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,11 +28,12 @@ class Choice:
     """A model that is known, but not loaded yet.
 
     Attributes:
-        path: of a .pth file, or of a folder.
-        config: of the model in a .pth file; None for a folder, which says it itself.
+        path: of a .pth file, a folder, or a GGUF file.
+        config: of the model there; None for a folder of transformers that holds another model than MiniMind.
         continue_text: it continues raw text, as after pretraining, instead of answering.
         out_dir: where adapters lie, in `lora/`.
         remarks: how its configuration is known, for the user.
+        tokenizer_path: the directory of another tokenizer than the model's own.
     """
 
     path: Path
@@ -38,6 +41,7 @@ class Choice:
     continue_text: bool = False
     out_dir: str = "out"
     remarks: tuple[str, ...] = ()
+    tokenizer_path: str | None = None
 
 
 def load_choice(
@@ -51,12 +55,12 @@ def load_choice(
     """
     where = choose_device(device)
     if choice.config is None:
-        from model.folders import load_directory  # and with it every architecture of transformers, seldom needed
+        from model.folders import load_foreign  # and with it a table of every architecture, seldom needed
 
-        model, tokenizer = load_directory(choice.path)
+        model, tokenizer = load_foreign(choice.path)
     else:
-        model, tokenizer = load_model(choice.config, choice.path), load_tokenizer()
-        check_vocabulary(choice.path, tokenizer, choice.config.vocab_size)
+        model = load_model(choice.config, choice.path)
+        tokenizer = tokenizer_of(choice.path, choice.config.vocab_size, choice.tokenizer_path)
     return model.to(where, inference_dtype(dtype, where)).eval(), tokenizer
 
 
@@ -71,22 +75,25 @@ def inference_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def find_models(directory: str | Path) -> list[Choice]:
-    """Every model in a directory: .pth files, and folders of transformers; by name.
+    """Every model in a directory: .pth files, folders of transformers, GGUF files; by name.
 
-    Files that cannot be read, or are no models (adapters, states), are left out.
+    What cannot be read, or is no model (adapters, states), is left out.
     """
-    directory, found = Path(directory), []
-    for path in sorted(directory.glob("*")):
-        if path.suffix == ".pth" and path.is_file():
-            try:
-                if read_shapes(path) is None:
-                    continue
-                config, remarks = config_for(path, {})
-            except ValueError:
-                continue
-            found.append(Choice(path, config, continues_text(path), str(directory), tuple(remarks)))
-        elif (path / "config.json").is_file():
+    found = []
+    for path in sorted(Path(directory).glob("*")):
+        is_file = path.suffix in (".pth", ".gguf") and path.is_file()
+        if not is_file and not (path / "config.json").is_file():
+            continue
+        if is_foreign(path):
             found.append(Choice(path, out_dir=str(directory)))
+            continue
+        try:
+            if path.suffix == ".pth" and read_shapes(path) is None:
+                continue
+            config, remarks = describe(path, {})
+        except (ValueError, OSError):
+            continue
+        found.append(Choice(path, config, continues_text(path), str(directory), tuple(remarks)))
     return found
 
 

@@ -35,6 +35,10 @@ ARCHITECTURES = {
 """model_type -> class in transformers."""
 
 
+class NotMiniMind(ValueError):
+    """A sound model of transformers that computes something else than MiniMind does."""
+
+
 def native_architecture(config: LMConfig) -> str:
     """The model_type as which a model is exported unless another one is asked for.
 
@@ -123,15 +127,20 @@ def to_transformers(config: LMConfig, model_type: str) -> PreTrainedConfig:
     return AutoConfig.for_model(model_type, **{**fields, **own[model_type]})
 
 
+def check_model_type(model_type: str | None) -> None:
+    """Raises NotMiniMind for an architecture none of whose models computes what MiniMind does."""
+    if model_type not in LAYOUT_OF:
+        raise NotMiniMind(f"models of type {model_type!r} are no MiniMind; these can be: {', '.join(LAYOUT_OF)}")
+
+
 def from_transformers(other: PreTrainedConfig) -> LMConfig:
     """MiniMind's configuration of a model of another architecture.
 
     Raises:
-        ValueError: it computes something else, with each setting that is not MiniMind's.
+        NotMiniMind: it computes something else, with each setting that is not MiniMind's.
     """
     model_type = other.model_type
-    if model_type not in LAYOUT_OF:
-        raise ValueError(f"models of type {model_type!r} are no MiniMind; these can be: {', '.join(LAYOUT_OF)}")
+    check_model_type(model_type)
     is_mixture = model_type in MIXTURES
     rope = dict(other.rope_parameters)
     theta, kind = rope.pop("rope_theta"), rope.get("rope_type", "default")
@@ -164,7 +173,10 @@ def from_transformers(other: PreTrainedConfig) -> LMConfig:
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         if isinstance(token := getattr(other, name), int):
             fields[name] = token
-    config = LMConfig(**fields)
+    try:
+        config = LMConfig(**fields)
+    except ValueError as error:  # a rope_scaling that MiniMind has not, a vocabulary too large
+        raise NotMiniMind(f"this {model_type} is no MiniMind: {error}") from error
 
     expected, has = to_transformers(config, model_type).to_dict(), other.to_dict()
     ignored = IRRELEVANT | {"rope_parameters"}
@@ -178,7 +190,7 @@ def from_transformers(other: PreTrainedConfig) -> LMConfig:
     if getattr(other, "use_sliding_window", False):
         differing.append("use_sliding_window is True, not False")
     if differing:
-        raise ValueError(f"this {model_type} is no MiniMind: {'; '.join(differing)}")
+        raise NotMiniMind(f"this {model_type} is no MiniMind: {'; '.join(differing)}")
     return config
 
 

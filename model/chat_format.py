@@ -62,6 +62,7 @@ class ChatFormat:
     """Encodes texts, conversations and prompts for one tokenizer; long lists are encoded on all cores."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast):
+        self.tokenizer = tokenizer
         self.bos_id, self.eos_id = tokenizer.bos_token_id, tokenizer.eos_token_id
         if self.bos_id is None or self.eos_id is None:
             raise ValueError(

@@ -4,8 +4,6 @@ A conversion that does not compute the same leaves nothing behind: it is written
 gets its own name last.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,14 +11,15 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from .architectures import ARCHITECTURES, native_architecture
-from .folders import new_files, new_folder, read_folder, write_folder
+from .chat_format import ChatFormat
+from .folders import new_files, new_folder, write_folder
 from .gguf_file import modelfile, read_gguf_tensors, write_gguf
-from .layouts import recognise, to_ours
-from .LMConfig import LMConfig, config_fields
-from .loading import check_vocabulary, fill, load_tokenizer, read_state_dict, save_weights
+from .LMConfig import config_fields
+from .loading import save_weights
 from .model import MiniMindForCausalLM
-from .record import config_for, describe_file, describe_program, record_path, write_record
-from .sizes import Given, contradictions
+from .opening import Source, describe, read_tensors
+from .record import describe_file, describe_program, record_path, write_record
+from .vocabulary import keep_tokenizer
 
 STORED_TYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 CLOSE = 1e-5  # largest difference of two logits, as a share of the largest logit: rounding of float32
@@ -30,67 +29,20 @@ SAMPLE = (
 )
 
 
-@dataclass(frozen=True)
-class Source:
-    """A model that was read: its configuration, its tensors in our layout, and what the user is to know of it."""
-
-    path: Path
-    config: LMConfig
-    tensors: dict[str, Tensor]
-    tokenizer: PreTrainedTokenizerBase
-    remarks: list[str]
-
-    def model(self) -> MiniMindForCausalLM:
-        """The model in float32, in evaluation mode; ValueError if the tensors do not fit it."""
-        model = MiniMindForCausalLM(self.config).eval()
-        fill(model, self.tensors, self.path, make_with=None)
-        return model
-
-
-def read_source(path: Path, given: Mapping[str, Given]) -> Source:
-    """A .pth file of MiniMind of any age, or a folder (see `read_folder`).
-
-    Args:
-        given: what the user says about it; see `config_for`.
-
-    Raises:
-        FileNotFoundError: it is not there. ValueError: it is damaged, no MiniMind, or not what is given.
-    """
-    if path.is_dir():
-        config, tensors = read_folder(path)
-        if found := contradictions(config, given, f"{path} (as its config.json says)"):
-            raise ValueError("; ".join(found))
-        tokenizer = load_tokenizer(path)
-        check_vocabulary(path, tokenizer, config.vocab_size)
-        return Source(path, config, tensors, tokenizer, [f"{path}: {_describe(config)}"])
-    if path.suffix == ".gguf":
-        raise ValueError(f"{path}: GGUF is only written here; convert the .pth or folder that it was made from")
-    state_dict = read_state_dict(path, make_with=None)
-    if any(".lora." in name for name in state_dict):
-        raise ValueError(f"{path} is a LoRA adapter: merge it with scripts/convert_lora.py, then convert the result")
-    config, remarks = config_for(path, given)
-    layout = recognise(state_dict)
-    remarks = [f"{path}: {_describe(config)}, layout {layout.name}", *remarks]
-    tokenizer = load_tokenizer()
-    check_vocabulary(path, tokenizer, config.vocab_size)
-    try:
-        return Source(path, config, to_ours(state_dict, layout, config.head_dim), tokenizer, remarks)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
 def convert_to_pth(source: Source, path: Path) -> str:
     """Write a .pth file with its record; returns what was found to be equal. Raises FileExistsError, ValueError."""
     facts = {"stage": "convert_model", "started_from": describe_file(source.path), **describe_program()}
     with new_files(path, record_path(path)) as (weights, _):
-        model = source.model()
+        model, fingerprint = source.model(), ChatFormat(source.tokenizer).fingerprint()
         save_weights(model.state_dict(), weights)
-        write_record(weights, source.config, **facts)
-        read = read_source(weights, {})
-        same = all(torch.equal(read.tensors[name], tensor) for name, tensor in model.state_dict().items())
-        if not same or config_fields(read.config) != config_fields(source.config):
+        write_record(weights, source.config, **facts, tokenizer=fingerprint)
+        config, _ = describe(weights, {})
+        tensors, _ = read_tensors(weights, config)
+        same = all(torch.equal(tensors[name], tensor) for name, tensor in model.state_dict().items())
+        if not same or config_fields(config) != config_fields(source.config):
             raise ValueError(f"{path} is not what was written: the disk is not to be trusted. Nothing is left of it")
-    return f"all {len(read.tensors)} tensors are equal"
+        keep_tokenizer(source.tokenizer, path.parent)
+    return f"all {len(tensors)} tensors are equal"
 
 
 def convert_to_folder(source: Source, path: Path, model_type: str | None, stored: str) -> str:
@@ -154,11 +106,6 @@ def compare(model: torch.nn.Module, other: torch.nn.Module, tokenizer: PreTraine
 
 def _rounded(tensor: Tensor, stored: str) -> Tensor:
     return tensor.to(STORED_TYPES[stored]).float()
-
-
-def _describe(config: LMConfig) -> str:
-    kind = "mixture of experts" if config.use_moe else "dense"
-    return f"{kind}, dim {config.dim}, {config.n_layers} layers, {config.n_heads}/{config.n_kv_heads} heads"
 
 
 def _refuse_overflow(model: MiniMindForCausalLM, stored: str) -> None:

@@ -4,28 +4,47 @@ A folder is MiniMind if its config.json says so, in any form that was ever publi
 architecture that computes the same (architectures.py). Nothing in a folder is executed.
 """
 
+from __future__ import annotations
+
 import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerBase
 
 from common.files import remove_leftovers
-from common.tensor_files import UnreadableFile, check_checksums, first_line, is_state_dict, read_torch_file
+from common.tensor_files import (
+    UNREADABLE,
+    UnreadableFile,
+    check_checksums,
+    first_line,
+    is_state_dict,
+    read_torch_file,
+)
 
-from .architectures import ARCHITECTURES, LAYOUT_OF, from_transformers, to_transformers
+from .architectures import (
+    ARCHITECTURES,
+    LAYOUT_OF,
+    NotMiniMind,
+    check_model_type,
+    from_transformers,
+    to_transformers,
+)
 from .layouts import LAYOUTS, Layout, from_ours, recognise, to_ours
 from .LMConfig import LMConfig, config_fields
-from .loading import check_finite, check_vocabulary, fill, load_tokenizer
-from .model import MiniMindForCausalLM
+from .loading import check_finite, check_vocabulary, load_tokenizer
 from .sizes import misfits
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def read_folder(path: str | Path) -> tuple[LMConfig, dict[str, Tensor]]:
@@ -35,14 +54,28 @@ def read_folder(path: str | Path) -> tuple[LMConfig, dict[str, Tensor]]:
         FileNotFoundError: there is no config.json, or there are no weights.
         ValueError: it cannot be read, or is no MiniMind; says what differs.
     """
-    path = Path(path)
-    fields = _read_json(path / "config.json")
-    tensors = read_tensors(path)
+    return _understood(Path(path), read_tensors)
+
+
+def folder_config(path: str | Path) -> LMConfig:
+    """The configuration alone, in milliseconds: of the weights only names and shapes are read.
+
+    Raises:
+        NotMiniMind: it is the folder of another sound model. Else what `read_folder` raises.
+    """
+    return _understood(Path(path), read_shapes_of_folder)[0]
+
+
+def _understood(path: Path, read: Callable[[Path], dict[str, Tensor]]) -> tuple[LMConfig, dict[str, Tensor]]:
+    """Configuration and tensors of a folder in our layout; `read` gets the tensors, whole or as mere shapes."""
+    fields = read_json(path / "config.json")
+    tensors = read(path)
     try:
         if fields.get("model_type") == LMConfig.model_type:
             layout = recognise(tensors)
             config = config_of_any_age(fields, tensors, layout)
         else:
+            check_model_type(fields.get("model_type"))
             config = from_transformers(AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False))
             layout = LAYOUTS[LAYOUT_OF[fields["model_type"]]]
         tensors = to_ours(tensors, layout, config.head_dim)
@@ -50,28 +83,21 @@ def read_folder(path: str | Path) -> tuple[LMConfig, dict[str, Tensor]]:
             raise ValueError(f"its config.json says {differing}: take both from the same release")
         return config, tensors
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        kind = NotMiniMind if isinstance(error, NotMiniMind) else ValueError
+        raise kind(f"{path}: {error}") from error
     except Exception as error:  # of transformers, at a config.json with values that make no sense
         raise ValueError(f"{path / 'config.json'}: {type(error).__name__}: {first_line(error)}") from error
 
 
-def load_directory(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal model and its tokenizer from a folder in the format of transformers. Runs no code from there.
-
-    A MiniMind of any age becomes a MiniMindForCausalLM, everything else what transformers makes of it.
+def load_foreign(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal model that is no MiniMind, and its tokenizer, as transformers reads them. Runs no code from there.
 
     Raises:
         FileNotFoundError: the folder holds no config.json, no weights or no tokenizer.
         ValueError: its weights are damaged, hold NaN, or are not those of the model that config.json describes.
     """
     path = Path(path)
-    if _read_json(path / "config.json").get("model_type") == LMConfig.model_type:
-        config, tensors = read_folder(path)
-        model = MiniMindForCausalLM(config)
-        fill(model, tensors, path, make_with=None)
-        tokenizer = load_tokenizer(path)
-        check_vocabulary(path, tokenizer, config.vocab_size)
-        return model.eval(), tokenizer
+    read_json(path / "config.json")
     try:
         for file in path.glob("*.bin"):
             check_checksums(file)
@@ -135,13 +161,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         FileNotFoundError: there are neither. ValueError: a file is damaged, or holds more than tensors.
     """
-    files = sorted(path.glob("*.safetensors")) or sorted(path.glob("pytorch_model*.bin"))
-    if not files:
-        raise FileNotFoundError(f"{path} holds no weights: *.safetensors or pytorch_model*.bin are needed")
-    if missing := _named_in_index(path, files[0].suffix) - {file.name for file in files}:
-        raise FileNotFoundError(f"{path} lacks {', '.join(sorted(missing))}, which its index names: copy it whole")
     tensors: dict[str, Tensor] = {}
-    for file in files:
+    for file in _weight_files(path):
         try:
             part = load_file(file) if file.suffix == ".safetensors" else read_torch_file(file)
         except (SafetensorError, UnreadableFile) as error:
@@ -150,6 +171,34 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             raise ValueError(f"{file} is not a state dict, a table from names to tensors")
         tensors |= part
     return tensors
+
+
+def read_shapes_of_folder(path: Path) -> dict[str, Tensor]:
+    """The same tensors without their numbers (on the device "meta"); raises what `read_tensors` raises."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in _weight_files(path):
+        try:
+            if file.suffix == ".safetensors":
+                with safe_open(file, "pt") as opened:
+                    shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}
+            else:
+                part = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+                if not is_state_dict(part):
+                    raise ValueError("it is not a state dict, a table from names to tensors")
+                shapes |= {name: tuple(tensor.shape) for name, tensor in part.items()}
+        except (SafetensorError, *UNREADABLE) as error:
+            raise ValueError(f"{file} cannot be read: {first_line(error)}") from error
+    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+
+
+def _weight_files(path: Path) -> list[Path]:
+    """The files that hold a folder's tensors. Raises FileNotFoundError if there are none, or one is missing."""
+    files = sorted(path.glob("*.safetensors")) or sorted(path.glob("pytorch_model*.bin"))
+    if not files:
+        raise FileNotFoundError(f"{path} holds no weights: *.safetensors or pytorch_model*.bin are needed")
+    if missing := _named_in_index(path, files[0].suffix) - {file.name for file in files}:
+        raise FileNotFoundError(f"{path} lacks {', '.join(sorted(missing))}, which its index names: copy it whole")
+    return files
 
 
 def write_folder(
@@ -265,19 +314,16 @@ def _named_in_index(path: Path, suffix: str) -> set[str]:
     """The files among which the index of a large model distributes its tensors; none for a model in one file."""
     names: set[str] = set()
     for index in path.glob(f"*{suffix}.index.json"):
-        files = _read_json(index).get("weight_map")
+        files = read_json(index).get("weight_map")
         if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
             raise ValueError(f"{index} has no weight_map from names of tensors to names of files: copy it again")
         names |= set(files.values())
     return names
 
 
-def _read_json(path: Path) -> dict:
+def read_json(path: Path) -> dict:
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} not found: a model folder in the format of transformers is needed here. The .pth files of this "
-            "project are read with --load 0 (eval_model.py) or by their stage's name (training)"
-        )
+        raise FileNotFoundError(f"{path} not found: a folder in the format of transformers is needed here")
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

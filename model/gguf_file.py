@@ -23,6 +23,11 @@ ARCHITECTURES = {"llama": "llama", "qwen3": "qwen3", "ernie4_5_moe": "ernie4_5-m
 QUANTISATIONS = ("f32", "f16", "bf16", "q8_0", "q4_0")
 BLOCK = 32  # numbers that share a scale in q8_0 and q4_0: rows must be multiples
 
+_BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+_DIGITS = {"type": "Digits", "individual_digits": True}
+PRE_TOKENIZERS = {"smollm": {"type": "Sequence", "pretokenizers": [_DIGITS, _BYTES]}, "gpt-2": _BYTES}
+"""llama.cpp's name -> how a tokenizer of Hugging Face splits text into words before merging; MiniMind's until ours."""
+
 _MODEL = {
     "model.embed_tokens.weight": "token_embd.weight",
     "model.norm.weight": "output_norm.weight",
@@ -51,6 +56,8 @@ def gguf_architecture(config: LMConfig) -> str:
     """llama.cpp's architecture that computes what this configuration says. Raises ValueError if there is none."""
     if config.use_moe and config.num_experts_per_tok == 1 and config.n_shared_experts:
         raise ValueError("llama.cpp does not know ernie4_5-moe with one expert per token: num_experts_per_tok is 1")
+    if config.use_moe and not config.norm_topk_prob:
+        raise ValueError("llama.cpp normalises the weights of a token's experts: norm_topk_prob is False")
     return ARCHITECTURES[native_architecture(config)]
 
 
@@ -123,7 +130,9 @@ def read_gguf_tensors(path: Path, config: LMConfig) -> dict[str, Tensor]:
     for tensor in reader.tensors:
         array = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
         tensors[tensor.name] = torch.from_numpy(np.array(array, dtype=np.float32))  # a copy: the file is mapped
-    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("exp_probs_b.bias")}
+    for name in [name for name in tensors if name.endswith("exp_probs_b.bias")]:
+        if tensors.pop(name).any():
+            raise ValueError(f"{name} is not zero, and MiniMind's router has no such part: this is another model")
     return to_ours(tensors, _layout(architecture), config.head_dim)
 
 
@@ -196,6 +205,17 @@ def _add_rope_scaling(writer, config: LMConfig) -> None:
         writer.add_rope_scaling_orig_ctx_len(int(scaling.get("original_max_position_embeddings", config.max_seq_len)))
 
 
+def _name_of_splitting(pre_tokenizer: dict | None) -> str:
+    """llama.cpp's name for how text is split before merging. Raises ValueError where it has none that we know."""
+    for name, known in PRE_TOKENIZERS.items():
+        if pre_tokenizer == known:
+            return name
+    raise ValueError(
+        f"the tokenizer splits text as {json.dumps(pre_tokenizer)}, for which no name of llama.cpp is known; "
+        f"known are {', '.join(PRE_TOKENIZERS)}"
+    )
+
+
 def _add_tokenizer(writer, tokenizer, vocab_size: int) -> None:
     """Byte-level BPE, with names for the rows of the embedding that have no token: llama.cpp wants one for each.
 
@@ -217,7 +237,7 @@ def _add_tokenizer(writer, tokenizer, vocab_size: int) -> None:
         types.append(gguf.TokenType.UNUSED)
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in content["model"]["merges"]]
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")  # how text is split into words and digits before merging
+    writer.add_tokenizer_pre(_name_of_splitting(content["pre_tokenizer"]))
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     writer.add_token_merges(merges)

@@ -1,4 +1,4 @@
-"""Weight files: names, places, strict loading; and the tokenizer."""
+"""Weight files: names, places, strict loading; and the tokenizer. What they hold is opened by opening.py."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from common.tensor_files import (
     read_torch_file,
 )
 
-from .layouts import recognise, to_ours
 from .LMConfig import PUBLISHED, LMConfig, config_fields
 from .sizes import sizes_of
 
@@ -85,37 +84,22 @@ def _plain_tensors(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
 
 
 def require_weights(path: str | Path, config: LMConfig, make_with: str | None = None) -> None:
-    """Raises FileNotFoundError unless the file is there: names the command that makes it, and those of other sizes."""
+    """Raises FileNotFoundError unless weights are there: names the command that makes them, and those of other sizes.
+
+    Args:
+        path: of a .pth file, a folder of transformers, or a GGUF file.
+    """
     path = Path(path)
-    make_with = make_with or _make_command(path, config)
-    if path.is_file():
+    if path.exists():
         return
+    if path.suffix not in (".pth", ".gguf"):
+        raise FileNotFoundError(
+            f"{path} not found: weights are a .pth file, a folder in the format of transformers, or a .gguf file"
+        )
+    make_with = make_with or make_command(path, config)
     if others := of_other_sizes(path, config, path.parent):
         raise FileNotFoundError(f"{path} not found, but\n  {others}" + (f"\nor run `{make_with}`" if make_with else ""))
     raise _not_found(path, make_with)
-
-
-def load_weights(model: nn.Module, path: str | Path, make_with: str | None = None) -> None:
-    """Load a weight file into `model`: same names, same shapes, nothing missing, nothing left over.
-
-    Args:
-        model: a MiniMindForCausalLM of the same sizes as the file.
-        path: a .pth file of this project, or of MiniMind of any age: see layouts.py.
-        make_with: the command that makes the file, for the error message; derived from the file's name by default.
-
-    Raises:
-        FileNotFoundError: the file is missing, see `require_weights`.
-        ValueError: the file is damaged, holds something else than tensors, or a model of another size.
-    """
-    path = Path(path)
-    make_with = make_with or _make_command(path, model.config)
-    require_weights(path, model.config, make_with)
-    state_dict = read_state_dict(path, make_with)
-    try:
-        state_dict = to_ours(state_dict, recognise(state_dict), model.config.head_dim)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    fill(model, state_dict, path, make_with)
 
 
 def fill(model: nn.Module, state_dict: dict[str, torch.Tensor], path: Path, make_with: str | None) -> None:
@@ -146,14 +130,6 @@ def new_model(config: LMConfig) -> MiniMindForCausalLM:
     return MiniMindForCausalLM(config)
 
 
-def load_model(config: LMConfig, path: str | Path, device: str | torch.device = "cpu") -> MiniMindForCausalLM:
-    """A model in evaluation mode with the weights of `path`; raises what load_weights raises."""
-    require_weights(path, config)  # before the model is imported and made
-    model = new_model(config)
-    load_weights(model, path)
-    return model.to(device).eval()
-
-
 def load_tokenizer(path: str | Path = TOKENIZER_DIR) -> PreTrainedTokenizerBase:
     """The tokenizer in directory `path`.
 
@@ -182,7 +158,7 @@ def check_vocabulary(path: str | Path, tokenizer: PreTrainedTokenizerBase, vocab
         )
 
 
-def _make_command(path: Path, config: LMConfig) -> str | None:
+def make_command(path: Path, config: LMConfig) -> str | None:
     """The command that writes a file of this name, if one of our stages does."""
     stage = next((name for name in STAGE_SCRIPTS if path.name == weights_path("", name, config).name), None)
     if stage is None:

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from common.flags import Problem, add_bool_flag, parse_bool, problem, real, whole
+from common.flags import Problem, add_bool_flag, non_empty, parse_bool, problem, real, whole
 
 from .LMConfig import PUBLISHED, ROPE_SCALING_TYPES, LMConfig, config_fields
 from .loading import weights_name
-from .record import config_for
+from .opening import describe, is_path
 from .sizes import Given, contradictions
 
 TRAINING_FIELDS = ("dropout", "aux_loss_alpha", "seq_aux")  # without effect on what a trained model says
@@ -105,6 +105,14 @@ def add_model_flags(parser, *, leave_out: tuple[str, ...] = ()) -> None:
             parser.add_argument(*names, dest=flag.name, type=flag.type, metavar=metavar, help=text)
 
 
+def add_tokenizer_flag(parser) -> None:
+    """`--tokenizer_path`: see vocabulary.py for what is used without it."""
+    parser.add_argument(
+        "--tokenizer_path", type=non_empty, metavar="DIR",
+        help="the tokenizer that the weights were trained with, where they do not bring or name their own",
+    )  # fmt: skip
+
+
 def given_fields(args: Namespace, prefix: str = "") -> tuple[dict[str, Given], list[str]]:
     """What the model flags say, and where --model says something else than another one.
 
@@ -141,14 +149,17 @@ class Settled(NamedTuple):
     problems: list[str]
 
 
-def settle_model(args: Namespace, weight: str, *, prefix: str = "", sizes: Mapping[str, int] | None = None) -> Settled:
+def settle_model(
+    args: Namespace, weight: str | Path, *, prefix: str = "", sizes: Mapping[str, int] | None = None
+) -> Settled:
     """Find the weights that `weight` names, take the sizes from there, and make every model flag say what it is.
 
     After this `args.dim` and the other model flags are no longer None. A contradiction is a problem, told with both
     values. Missing weights are none here: whoever loads them knows the command that makes them.
 
     Args:
-        weight: a stage's name, whose file is looked for in `args.out_dir`; a .pth file; or "none", for random weights.
+        weight: a stage's name, whose file is looked for in `args.out_dir`; a .pth file, a folder of transformers or a
+            GGUF file, which a Path always is; or "none", for random weights.
         prefix: of the flags' names, "teacher_" in distillation.
         sizes: of new weights and of the usual file, where they are not LMConfig's defaults.
     """
@@ -158,13 +169,13 @@ def settle_model(args: Namespace, weight: str, *, prefix: str = "", sizes: Mappi
     try:
         if weight != "none":
             weights, remarks = find_weights(args.out_dir, weight, given, prefix, usual)
-        if weights is not None and os.path.isfile(weights):
-            config, more = config_for(weights, given)
+        if weights is not None and os.path.exists(weights):
+            config, more = describe(weights, given)
             remarks += more
         else:
             values = {name: value for name, (value, _) in given.items()}
             config = LMConfig(**{**usual, **values})
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         problems.append(str(error))
     for flag in MODEL_FLAGS:
         if hasattr(args, prefix + flag.name):
@@ -173,14 +184,15 @@ def settle_model(args: Namespace, weight: str, *, prefix: str = "", sizes: Mappi
 
 
 def find_weights(
-    out_dir: str | Path, weight: str, given: Mapping[str, Given], prefix: str, usual: Mapping[str, object]
+    out_dir: str | Path, weight: str | Path, given: Mapping[str, Given], prefix: str, usual: Mapping[str, object]
 ) -> tuple[Path, list[str]]:
-    """The file that a stage's name means, and remarks. File names show the width and whether it is a mixture.
+    """The file that a stage's name means, and remarks; a path is taken as it is.
 
+    File names show the width and whether it is a mixture.
     Of several that fit the flags, the one of the usual size is taken: full_sft_512.pth, not full_sft_768.pth.
     Raises: ValueError: there are several, and none is of the usual size; with the flags that pick each.
     """
-    if weight.endswith(".pth"):
+    if isinstance(weight, Path) or is_path(weight):
         return Path(weight), []
     dim, use_moe = (given[name].value if name in given else usual[name] for name in ("dim", "use_moe"))
     usual_file = Path(out_dir, weights_name(weight, dim, use_moe))

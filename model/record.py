@@ -21,13 +21,13 @@ from pathlib import Path
 import torch
 import transformers
 
-from common.files import whole_file
+from common.files import crc32, whole_file
 from common.tensor_files import UNREADABLE, is_state_dict
 
 from .layouts import recognise, to_ours
 from .LMConfig import LMConfig, config_fields
 from .loading import REPO_ROOT
-from .sizes import CONTEXT_FIELDS, RUN_FIELDS, Given, Shapes, assume_config, contradictions, misfits
+from .sizes import Given, Shapes, agreed, assume_config, misfits
 
 FORMAT = "minimind weights 1"
 
@@ -39,16 +39,24 @@ def record_path(weights: str | Path) -> Path:
 
 
 def fingerprint(weights: str | Path) -> str:
-    """Identifies the content of a `.pth` file, wherever it lies: 8 hexadecimal digits, in milliseconds.
+    """Identifies the content of weights, wherever they lie: 8 hexadecimal digits.
 
-    torch.save writes a zip archive, whose index at the end lists every tensor with its checksum: reading this index is
-    enough. The first part of an entry's name is the name that the file once had, and does not count.
+    Of a `.pth` file it takes milliseconds: torch.save writes a zip archive, whose index at the end lists every tensor
+    with its checksum. The first part of an entry's name is the name that the file once had, and does not count. Of a
+    folder config.json and the files of weights are read whole, and so is a GGUF file.
 
     Raises:
         OSError, ValueError and the like (UNREADABLE): it is not there, or no file of torch.save.
     """
-    with zipfile.ZipFile(weights) as archive:
-        entries = sorted((entry.filename.partition("/")[2], entry.CRC) for entry in archive.infolist())
+    weights = Path(weights)
+    if weights.is_dir():
+        files = [weights / "config.json", *weights.glob("*.safetensors"), *weights.glob("*.bin")]
+        entries = sorted((file.name, crc32(file)) for file in files)
+    elif weights.suffix == ".gguf":
+        return f"{crc32(weights):08x}"
+    else:
+        with zipfile.ZipFile(weights) as archive:
+            entries = sorted((entry.filename.partition("/")[2], entry.CRC) for entry in archive.infolist())
     return f"{zlib.crc32(repr(entries).encode()):08x}"
 
 
@@ -74,10 +82,9 @@ def write_record(weights: str | Path, config: LMConfig, **facts) -> None:
         file.write(text.encode())
 
 
-def describe_file(weights: str | Path) -> dict[str, str | None]:
-    """A weights file that others are made from: where it lay, and its fingerprint; None for a directory."""
-    weights = Path(weights)
-    return {"weights": weights.as_posix(), "fingerprint": fingerprint(weights) if weights.is_file() else None}
+def describe_file(weights: str | Path) -> dict[str, str]:
+    """Weights that others are made from: where they lay, and their fingerprint."""
+    return {"weights": Path(weights).as_posix(), "fingerprint": fingerprint(weights)}
 
 
 def describe_program() -> dict[str, object]:
@@ -150,7 +157,7 @@ def tokenizer_remark(weights: str | Path, tokenizer: str) -> str:
         return ""
     return (
         f"{weights} was trained with another tokenizer or chat template than the one here, so its answers may make no "
-        "sense: put that one into model/minimind_tokenizer"
+        "sense: leave --tokenizer_path out, or pass that one"
     )
 
 
@@ -166,7 +173,7 @@ def adapter_remark(adapter: str | Path, base: str | Path) -> str:
 def read_shapes(weights: str | Path) -> tuple[Shapes, str] | None:
     """The shape that every tensor of a `.pth` file has in our layout, in milliseconds, and the file's own layout.
 
-    None if it cannot be read.
+    None if it cannot be read. Raises ValueError for names of no layout, or those of an adapter.
     """
     try:
         tensors = torch.load(weights, map_location="cpu", mmap=True, weights_only=True)
@@ -175,6 +182,11 @@ def read_shapes(weights: str | Path) -> tuple[Shapes, str] | None:
         without_data = {name: torch.empty(tensor.shape, device="meta") for name, tensor in tensors.items()}
     except UNREADABLE:
         return None
+    if any(".lora." in name for name in tensors):
+        raise ValueError(
+            "it is a LoRA adapter, no model: eval_model.py takes it with --lora_name, and scripts/convert_lora.py merges "
+            "it into the weights that it was trained on"
+        )
     layout = recognise(without_data)
     # Which rows of q and k change places depends on the size of a head, but not how many there are.
     converted = to_ours(without_data, layout, head_dim=2)
@@ -185,8 +197,7 @@ def config_for(weights: str | Path, given: Mapping[str, Given]) -> tuple[LMConfi
     """The configuration of the model in a weights file, and remarks for the user on how it is known.
 
     Args:
-        given: fields that the user gave. Those of CONTEXT_FIELDS replace the file's; RUN_FIELDS are taken from here
-            alone, or have their defaults; all others must be those of the file.
+        given: fields that the user gave; see `agreed`.
 
     Raises:
         ValueError: with every contradiction between the file and what is given, both values and both sources.
@@ -206,15 +217,11 @@ def config_for(weights: str | Path, given: Mapping[str, Given]) -> tuple[LMConfi
             if assumed:
                 path = record_path(weights)
                 lacks = "no usable record" if path.exists() else f"no {path.name} beside it"
-                remarks.append(f"{weights} has {lacks}: sizes as its tensors show; assumed: {assumed}")
+                remarks.append(
+                    f"{weights} has {lacks}: sizes as its tensors show; assumed: {assumed}, and that "
+                    "its tokens are those of model/minimind_tokenizer (MiniMind's own files need theirs, by "
+                    "--tokenizer_path)"
+                )
     except ValueError as error:
         raise ValueError(f"{weights}: {error}") from error
-    if found := contradictions(config, given, f"{weights} (as {how})"):
-        raise ValueError(f"{'; '.join(found)}: leave {'these' if len(found) > 1 else 'it'} out, or name other weights")
-    fields = config_fields(config)
-    for name in RUN_FIELDS:
-        fields[name] = getattr(LMConfig(), name)
-    for name in (*RUN_FIELDS, *CONTEXT_FIELDS):
-        if name in given:
-            fields[name] = given[name].value
-    return LMConfig(**fields), remarks
+    return agreed(config, given, f"{weights} (as {how})"), remarks

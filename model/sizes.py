@@ -154,3 +154,23 @@ def contradictions(config: LMConfig, given: Mapping[str, Given], whose: str) -> 
             text = next(text for value, text in widths if value is not None)  # with a hidden_dim, multiple_of is idle
             found.append(f"{text} contradicts hidden_dim {config.intermediate_size} of {whose}")
     return found
+
+
+def agreed(config: LMConfig, given: Mapping[str, Given], whose: str) -> LMConfig:
+    """A model's configuration together with what is given.
+
+    Fields of CONTEXT_FIELDS replace the model's; RUN_FIELDS are taken from what is given alone, or have their defaults;
+    all others must be the model's.
+
+    Raises:
+        ValueError: with every contradiction, both values and both sources.
+    """
+    if found := contradictions(config, given, whose):
+        raise ValueError(f"{'; '.join(found)}: leave {'these' if len(found) > 1 else 'it'} out, or name other weights")
+    fields = config_fields(config)
+    for name in RUN_FIELDS:
+        fields[name] = getattr(LMConfig(), name)
+    for name in (*RUN_FIELDS, *CONTEXT_FIELDS):
+        if name in given:
+            fields[name] = given[name].value
+    return LMConfig(**fields)

@@ -16,15 +16,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.flags import BriefParser, file_name, non_empty, plain_errors  # noqa: E402
 from model.adapters import lora_path, read_lora, write_peft  # noqa: E402
-from model.loading import load_model, save_weights, weights_path  # noqa: E402
-from model.model_flags import TRAINING_FIELDS, add_model_flags, settle_model  # noqa: E402
+from model.loading import save_weights, weights_path  # noqa: E402
+from model.model_flags import TRAINING_FIELDS, add_model_flags, add_tokenizer_flag, settle_model  # noqa: E402
 from model.model_lora import load_lora, merge_lora  # noqa: E402
+from model.opening import load_model  # noqa: E402
 from model.record import describe_file, describe_program, write_record  # noqa: E402
+from model.vocabulary import keep_tokenizer, tokenizer_of  # noqa: E402
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = BriefParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, check=find_problems)
     add_model_flags(parser, leave_out=TRAINING_FIELDS)
+    add_tokenizer_flag(parser)
     parser.add_argument(
         "--out_dir", type=non_empty, default="out", help="where weights are read and written (%(default)s)"
     )
@@ -70,10 +73,12 @@ def main(argv: list[str] | None = None) -> None:
             print(args.peft_dir)
         if merged_path:
             model = load_model(config, args.base)
+            tokenizer = tokenizer_of(args.base, config.vocab_size, args.tokenizer_path)
             load_lora(model, adapter)
             merge_lora(model)
             save_weights(model.state_dict(), merged_path)
             facts = {"started_from": describe_file(args.base), "adapter": describe_file(adapter_path)}
+            facts["tokenizer"] = keep_tokenizer(tokenizer, merged_path.parent)
             write_record(merged_path, config, stage="convert_lora", **facts, **describe_program())
             print(merged_path)
 

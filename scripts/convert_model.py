@@ -5,8 +5,8 @@
     python scripts/convert_model.py out/full_sft_512.pth minimind-f16.gguf        # for llama.cpp, Ollama
     python scripts/convert_model.py MiniMind2-Small minimind-q8_0.gguf --dtype q8_0
 
-reads   a .pth file of MiniMind of any age, or a folder: MiniMind's own of any age, Llama, Qwen3, Qwen3Moe, Ernie4_5,
-        Ernie4_5_Moe, GraniteMoeShared or Qwen2Moe, where it computes what MiniMind computes
+reads   a .pth file of MiniMind of any age, a GGUF file, or a folder: MiniMind's own of any age, Llama, Qwen3,
+        Qwen3Moe, Ernie4_5, Ernie4_5_Moe, GraniteMoeShared or Qwen2Moe, where it computes what MiniMind computes
 writes  a .pth file with its record, a folder that transformers, vLLM, SGLang, trl and peft load without our code, or a
         GGUF file. Each is loaded again and compared with the source; what differs is not kept, and nothing overwritten
 """
@@ -19,9 +19,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.flags import BriefParser, is_installed, non_empty, plain_errors  # noqa: E402
 from model.architectures import LAYOUT_OF  # noqa: E402
-from model.conversion import STORED_TYPES, convert_to_folder, convert_to_gguf, convert_to_pth, read_source  # noqa: E402
+from model.conversion import STORED_TYPES, convert_to_folder, convert_to_gguf, convert_to_pth  # noqa: E402
 from model.gguf_file import QUANTISATIONS  # noqa: E402
-from model.model_flags import TRAINING_FIELDS, add_model_flags, given_fields  # noqa: E402
+from model.model_flags import TRAINING_FIELDS, add_model_flags, add_tokenizer_flag, given_fields  # noqa: E402
+from model.opening import open_model  # noqa: E402
 
 TARGETS = ("transformers", "pth", "gguf")
 
@@ -29,7 +30,7 @@ TARGETS = ("transformers", "pth", "gguf")
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags; `to` and `dtype` are settled."""
     parser = BriefParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, check=settle)
-    parser.add_argument("source", type=non_empty, metavar="SRC", help="a .pth file or a folder")
+    parser.add_argument("source", type=non_empty, metavar="SRC", help="a .pth file, a folder or a .gguf file")
     parser.add_argument("target", type=non_empty, metavar="DST", help="a new .pth file, folder or .gguf file")
     parser.add_argument("--to", choices=TARGETS, help="what to write; by default DST's ending says it, else a folder")
     parser.add_argument(
@@ -39,6 +40,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--dtype", choices=QUANTISATIONS,
         help="how numbers are stored; f32 in a folder, f16 in a GGUF file by default, and always f32 in a .pth file",
     )  # fmt: skip
+    add_tokenizer_flag(parser)
     add_model_flags(
         parser.add_argument_group("model", "what a .pth file without a record does not show, where the guess is wrong"),
         leave_out=TRAINING_FIELDS,
@@ -69,7 +71,7 @@ def settle(args: argparse.Namespace) -> list[str]:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     with plain_errors():
-        source, target = read_source(Path(args.source), args.given), Path(args.target)
+        source, target = open_model(args.source, args.given, args.tokenizer_path), Path(args.target)
         for remark in source.remarks:
             print(remark)
         if args.to == "pth":

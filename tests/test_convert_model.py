@@ -54,7 +54,7 @@ def test_there_and_back_loses_nothing(case, tmp_path, capsys):
     assert back.keys() == model.state_dict().keys()
     assert all(torch.equal(back[name], tensor) for name, tensor in model.state_dict().items())
     record, _ = read_record(tmp_path / "back.pth")
-    assert record["started_from"] == {"weights": (tmp_path / "folder").as_posix(), "fingerprint": None}
+    assert record["started_from"] == {"weights": (tmp_path / "folder").as_posix(), "fingerprint": fingerprint(tmp_path / "folder")}
     main([str(path), str(tmp_path / "copy.pth")])
     assert read_record(tmp_path / "copy.pth")[0]["started_from"]["fingerprint"] == fingerprint(path)
     fields = config_fields(record["config"])
@@ -153,8 +153,8 @@ def test_minimind_of_2024_needs_no_flags(tmp_path, capsys):
         (["eighths.pth", "x"], "is float8_e4m3fn"),
         (["damaged.pth", "x"], "damaged.pth is cut off or damaged"),
         (["folder", "x.pth"], "attention_bias is True"),
-        (["taken.gguf", "x"], "GGUF is only written here"),
-        (["adapter.pth", "x"], "adapter.pth is a LoRA adapter: merge it with scripts/convert_lora.py"),
+        (["taken.gguf", "x"], "taken.gguf is no GGUF file"),
+        (["adapter.pth", "x"], "adapter.pth: it is a LoRA adapter, no model"),
     ],
 )
 def test_what_cannot_be_converted_leaves_nothing(tmp_path, monkeypatch, capsys, arguments, reason):

@@ -11,11 +11,12 @@ from toy import same_weights
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from model.chat_format import ChatFormat
-from model.folders import load_directory
+from model.folders import load_foreign
 from model.layouts import LAYOUTS, from_ours
 from model.LMConfig import LMConfig
 from model.loading import TOKENIZER_DIR, load_tokenizer, save_weights
 from model.model import MiniMindForCausalLM
+from model.opening import open_model
 
 TINY = {"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "vocab_size": 6400}
 
@@ -47,12 +48,12 @@ def test_a_directory_in_the_layout_of_early_2025_is_read(tmp_path):
     tensors = from_ours(model.state_dict(), LAYOUTS["2025-02"], model.config.head_dim)
     tensors["output.weight"] = tensors["output.weight"].clone()  # safetensors stores no tensor twice
     path = save_directory(tmp_path / "MiniMind2", model, tensors)
-    loaded, _ = load_directory(path)
+    loaded = open_model(path, {}).model()
     assert same_weights(loaded.state_dict(), model.state_dict())
     del tensors["layers.1.ffn_norm.weight"]
     save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match="MiniMind2 does not fit .*post_attention_layernorm.weight missing"):
-        load_directory(path)
+        open_model(path, {}).model()
 
 
 @pytest.mark.parametrize(
@@ -72,7 +73,7 @@ def test_a_directory_that_does_not_fit_its_config_is_refused(tmp_path, name, cha
     tensors = {**llama().state_dict(), name: change}
     path = save_directory(tmp_path / "x", llama(), {key: value for key, value in tensors.items() if value is not None})
     with pytest.raises(ValueError, match=problem):
-        load_directory(path)
+        load_foreign(path)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,7 @@ def test_a_config_that_makes_no_sense_is_refused(tmp_path, changes):
     """Each of them was a stack trace."""
     path = save_directory(tmp_path / "x", llama(), **changes)
     with pytest.raises(ValueError, match="x cannot be read"):
-        load_directory(path)
+        load_foreign(path)
 
 
 def test_code_in_a_directory_does_not_run_and_nobody_is_asked_to_let_it(tmp_path, monkeypatch):
@@ -99,7 +100,7 @@ def test_code_in_a_directory_does_not_run_and_nobody_is_asked_to_let_it(tmp_path
     (path / "own.py").write_text(f"open({str(trap)!r}, 'w')")
     monkeypatch.setattr("builtins.input", lambda *prompt: "y")
     with pytest.raises(ValueError, match="contains custom code"):
-        load_directory(path)
+        load_foreign(path)
     assert not trap.exists()
 
 
@@ -115,7 +116,7 @@ def test_what_a_sound_directory_may_lack_or_hold(tmp_path):
     tied = llama(tie_word_embeddings=True)
     tensors = {name: tensor for name, tensor in tied.state_dict().items() if name != "lm_head.weight"}
     tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
-    loaded, _ = load_directory(save_directory(tmp_path / "x", tied, tensors))
+    loaded, _ = load_foreign(save_directory(tmp_path / "x", tied, tensors))
     assert same_weights(loaded.state_dict(), tied.state_dict())
 
 
@@ -129,8 +130,8 @@ def test_a_damaged_directory_is_refused(tmp_path, name):
     content = (path / name).read_bytes()
     (path / name).write_bytes(content[:9000])
     with pytest.raises(ValueError, match=f"{name} cannot be read"):
-        load_directory(path)
+        open_model(path, {})
     if name == "pytorch_model.bin":
         (path / name).write_bytes(content[:9000] + bytes([content[9000] ^ 1]) + content[9001:])
         with pytest.raises(ValueError, match="the checksum of .* is wrong"):
-            load_directory(path)
+            open_model(path, {})

@@ -15,14 +15,13 @@ from toy import damaged_copies, same_weights
 from model.LMConfig import PUBLISHED, LMConfig
 from model.loading import (
     TOKENIZER_DIR,
-    load_model,
     load_tokenizer,
-    load_weights,
     save_weights,
     training_command,
     weights_path,
 )
 from model.model import MiniMindForCausalLM
+from model.opening import load_model, load_weights
 
 TINY = {"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "vocab_size": 97}
 

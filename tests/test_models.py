@@ -82,7 +82,7 @@ def test_a_model_with_fewer_rows_than_the_tokenizer_has_tokens_is_told(tmp_path)
     save_weights(model.state_dict(), tmp_path / "m.pth")
     model.save_pretrained(tmp_path / "folder")
     shutil.copytree(TOKENIZER_DIR, tmp_path / "folder", dirs_exist_ok=True)
-    for choice in (Choice(tmp_path / "m.pth", config), Choice(tmp_path / "folder")):
+    for choice in (Choice(tmp_path / "m.pth", config), Choice(tmp_path / "folder", config)):
         with pytest.raises(ValueError, match="has rows for 100 tokens, but the tokenizer in .* has 6400"):
             load_choice(choice)
 

@@ -8,8 +8,9 @@ import torch
 
 from model.layouts import LAYOUTS, from_ours
 from model.LMConfig import PUBLISHED, LMConfig, config_fields
-from model.loading import load_model, save_weights
+from model.loading import save_weights
 from model.model import MiniMindForCausalLM
+from model.opening import load_model
 from model.record import (
     adapter_remark,
     config_for,

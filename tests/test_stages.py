@@ -18,8 +18,8 @@ import train_full_sft
 import train_lora
 import train_pretrain
 from model.LMConfig import LMConfig, config_fields
-from model.loading import load_model
 from model.model_lora import LORA_TARGETS
+from model.opening import load_model
 from model.record import fingerprint, read_record
 
 SAMPLE = Path(__file__).resolve().parents[1] / "dataset" / "sample"

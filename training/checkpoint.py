@@ -25,8 +25,8 @@ KEPT_STATES = 2
 
 # A continued run equals the unbroken one bit for bit if all flags are equal. These may change nevertheless:
 HARMLESS = {
-    "data_path", "cache_dir", "on_bad_line", "num_workers", "out_dir", "log_interval", "save_interval", "save_minutes",
-    "eval_interval", "tracker", "use_wandb", "wandb_project", "wandb_run_name",
+    "data_path", "tokenizer_path", "cache_dir", "on_bad_line", "num_workers", "out_dir", "log_interval",
+    "save_interval", "save_minutes", "eval_interval", "tracker", "use_wandb", "wandb_project", "wandb_run_name",
 }  # fmt: skip
 ROUNDING = {
     "device", "dtype", "threads", "use_compile", "accumulation_steps", "deepspeed", "computed in", "processes",

@@ -20,7 +20,7 @@ from common.flags import (
     whole,
 )
 from model.LMConfig import LMConfig, config_fields
-from model.model_flags import add_model_flags, settle_model
+from model.model_flags import add_model_flags, add_tokenizer_flag, settle_model
 
 LR_SCHEDULES = ("cosine", "upstream", "constant")
 TRACKERS = ("none", "wandb", "swanlab", "tensorboard")
@@ -64,8 +64,10 @@ def stage_parser(description: str, **stage_defaults) -> BriefParser:
         "--from_weight",
         type=non_empty,
         default="none",
-        help="weights to start from: a stage name (read from --out_dir), a .pth file, or 'none' for random weights",
+        help="weights to start from: a stage name (read from --out_dir), a .pth file, a folder of transformers, "
+        "a .gguf file, or 'none' for random weights",
     )
+    add_tokenizer_flag(group)
 
     group = parser.add_argument_group("data")
     group.add_argument("--data_path", type=non_empty, default=None, help="the jsonl file to train on")

@@ -10,29 +10,44 @@ from dataset.batching import Pairs, Sequences
 from dataset.token_cache import open_token_cache
 from model.chat_format import ChatFormat
 from model.LMConfig import LMConfig
-from model.loading import load_weights, new_model, require_weights
+from model.loading import new_model, require_weights
+from model.opening import load_weights
 from model.record import describe_file, tokenizer_remark
+from model.vocabulary import tokenizer_of, with_token_ids
 
+from .cli import config_from
 from .memory import refuse_a_model_that_cannot_fit
 from .processes import Run
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from model.model import MiniMindForCausalLM
 
 
-def starting_model(args, config: LMConfig, is_trained: bool = True) -> MiniMindForCausalLM:
+def starting_tokenizer(args) -> PreTrainedTokenizerBase:
+    """The tokenizer of the weights that training starts from, or the one that ``--tokenizer_path`` names.
+
+    Raises: FileNotFoundError, ValueError: it is not there, or not theirs; the message names the remedy.
+    """
+    return tokenizer_of(args.start_weights, args.config.vocab_size, args.tokenizer_path)
+
+
+def starting_model(args, tokenizer: PreTrainedTokenizerBase, is_trained: bool = True) -> MiniMindForCausalLM:
     """The model that training starts from: random weights, or those that ``args.from_weight`` names.
 
-    A name is a stage's (``pretrain`` is ``{out_dir}/pretrain_{dim}[_moe].pth``), anything ending in .pth is a file.
+    A name is a stage's (``pretrain`` is ``{out_dir}/pretrain_{dim}[_moe].pth``), or a file or folder: see opening.py.
     Args: is_trained: all its weights will be trained, not an adapter's alone.
     Raises: FileNotFoundError, ValueError: no such file, weights of another size, or a model that does not fit into
         memory; the message names the remedy.
     """
+    rows = len(tokenizer) if args.start_weights is None else args.config.vocab_size
+    config = with_token_ids(config_from(args, vocab_size=rows), tokenizer)
     return model_from(args, config, args.start_weights, is_trained)
 
 
 def model_from(args, config: LMConfig, weights: Path | None, is_trained: bool) -> MiniMindForCausalLM:
-    """A model with the weights of a file, or random ones; raises what ``starting_model`` raises."""
+    """A model with the weights that lie at a path, or random ones; raises what ``starting_model`` raises."""
     if weights is not None:
         require_weights(weights, config)
     refuse_a_model_that_cannot_fit(args, config, is_trained)
@@ -52,7 +67,7 @@ class Data:
     train: Sequences | Pairs
     heldout: Sequences | Pairs
     fingerprint: str
-    tokenizer: str = ""  # fingerprint of tokenizer and chat template
+    tokenizer: PreTrainedTokenizerBase | None = None
 
 
 def load_data(run: Run, args, chat: ChatFormat, kind: str, *, path: str | None = None) -> Data:
@@ -90,7 +105,7 @@ def load_data(run: Run, args, chat: ChatFormat, kind: str, *, path: str | None =
             + ("a held-out loss of so few may be chance" if len(heldout) else "there is no held-out loss")
             + f"; raise --heldout_share {args.heldout_share:g}, or add rows"
         )
-    return Data(train, heldout, content, chat.fingerprint())
+    return Data(train, heldout, content, chat.tokenizer)
 
 
 def origin(args, data: Data) -> dict[str, object]:
@@ -104,5 +119,4 @@ def origin(args, data: Data) -> dict[str, object]:
             "rows_trained_on": len(data.train),
             "rows_held_out": len(data.heldout),
         },
-        "tokenizer": data.tokenizer,
     }

@@ -163,6 +163,7 @@ def set_up(
     saver = Saver(
         run, args, model.config, updater, source, progress, guard,
         data_fingerprint=data.fingerprint, weights=weights, origin={**origin(args, data), **(facts or {})},
+        tokenizer=data.tokenizer,
     )  # fmt: skip
     with plain_errors():
         saver.resume()

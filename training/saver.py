@@ -10,12 +10,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from common.files import crc32, remove_leftovers
 from common.tensor_files import named_tensors
 from model.LMConfig import config_fields
 from model.loading import save_weights
-from model.record import describe_program, record_path, write_record
+from model.record import describe_program, fingerprint, record_path, write_record
+from model.vocabulary import keep_tokenizer
 
 from .checkpoint import (
     CheckpointError,
@@ -57,6 +59,7 @@ class Saver:
         data_fingerprint: identifies the content of the training data.
         guard: says whether weights are broken.
         origin: what the record beside the weights says of where they come from (training/inputs.py).
+        tokenizer: what the weights are trained with: their record names it, and one of its own is kept beside them.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class Saver:
         data_fingerprint: str,
         weights=nn.Module.state_dict,
         origin: dict | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
     ):
         self.run, self.args = run, args
         self.updater, self.source, self.progress = updater, source, progress
@@ -85,7 +89,7 @@ class Saver:
         self._refused = 0  # how many in a row
         self._saved_step: int | None = None  # of the state on disk, None while none is of this run
         self._weights_step: int | None = None  # the same for the weights
-        self.config, self.origin = config, origin or {}
+        self.config, self.origin, self.tokenizer = config, origin or {}, tokenizer
         self.program = describe_program() if run.is_main else {}
         self.identity = {
             **{name: value for name, value in plain_flags(args).items() if name not in NOT_THE_RUN},
@@ -182,7 +186,8 @@ class Saver:
         """The table beside the weights just written. Whoever reads it in between finds that it is of other weights."""
         figures = {name: round(value, 6) for name, value in progress["heldout"].items()}
         done = {"step": progress["step"], "tokens": progress["tokens"], "heldout": figures or None}
-        write_record(self.weights_path, self.config, **self.origin, **done, **self.program)
+        tokenizer = keep_tokenizer(self.tokenizer, self.weights_path.parent) if self.tokenizer else ""
+        write_record(self.weights_path, self.config, **self.origin, tokenizer=tokenizer, **done, **self.program)
 
     def resume(self) -> bool:
         """Continue from the newest usable state if ``--resume`` says so; True if the run continues.
@@ -282,9 +287,11 @@ def is_plain(value) -> bool:
 
 
 def starting_checksum(weights: Path | None) -> str:
-    """Identifies the file of ``--from_weight``: another stage's result may have been replaced in the meantime."""
+    """Identifies what ``--from_weight`` names: another stage's result may have been replaced in the meantime."""
     if weights is None:
         return "random"
+    if weights.is_dir():
+        return fingerprint(weights)
     return f"{crc32(weights):08x}" if weights.is_file() else "missing"
 
 

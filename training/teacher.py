@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,9 +10,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from common.flags import add_bool_flag, non_empty, whole
-from model.LMConfig import PUBLISHED, LMConfig, config_fields
+from model.LMConfig import PUBLISHED, LMConfig
 from model.model_flags import settle_model
 from model.moe import Experts
+from model.opening import is_foreign
+from model.vocabulary import tokenizer_of
 
 from .inputs import model_from
 from .losses import supervised_forward
@@ -31,9 +34,12 @@ def add_teacher_flags(group) -> None:
     group.add_argument("--teacher_n_layers", "--teacher_num_layers", type=whole(1, 1000), help="blocks of the teacher")
     add_bool_flag(group, "--teacher_use_moe", default=None, help="the teacher is a mixture of experts")
     group.add_argument(
-        "--from_teacher_weight", type=non_empty, default="full_sft", help="the teacher's stage name, or a .pth file"
+        "--from_teacher_weight", type=non_empty, default="full_sft", help="like --from_weight, for the teacher"
     )
-    group.add_argument("--teacher_path", type=non_empty, metavar="DIR", help="or a model directory of transformers")
+    group.add_argument(
+        "--teacher_path", type=non_empty, metavar="PATH",
+        help="or any causal model of transformers with the same tokenizer, in a folder; also a .pth or .gguf file",
+    )  # fmt: skip
 
 
 def settle_teacher(args) -> list[str]:
@@ -45,7 +51,10 @@ def settle_teacher(args) -> list[str]:
     if args.from_teacher_weight == "none":
         problems.append("--from_teacher_weight none: a teacher with random weights teaches nothing")
     is_chosen = args.teacher_dim or args.teacher_model or args.teacher_path
-    weight = "none" if args.teacher_path else args.from_teacher_weight
+    if args.teacher_path and is_foreign(args.teacher_path):
+        args.teacher_config, args.teacher_weights = None, Path(args.teacher_path)
+        return problems
+    weight = Path(args.teacher_path) if args.teacher_path else args.from_teacher_weight
     settled = settle_model(args, weight, prefix="teacher_", sizes=TEACHER)
     args.teacher_config, args.teacher_weights = settled.config, settled.weights
     args.remarks += settled.remarks
@@ -57,29 +66,31 @@ def settle_teacher(args) -> list[str]:
     return problems + [f"the teacher: {problem}" for problem in settled.problems]
 
 
-def load_teacher(args, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """The teacher that the flags name: a stage's weights, or with ``--teacher_path`` any causal model of transformers.
+def load_teacher(args, vocab_size: int, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """The teacher that the flags name: a MiniMind, or with ``--teacher_path`` any causal model of transformers.
 
-    Raises: FileNotFoundError, ValueError: it is not there, or its vocabulary is not ours.
+    Args: vocab_size, tokenizer: the student's.
+    Raises: FileNotFoundError, ValueError: it is not there, or its vocabulary is not the student's.
     """
-    if args.teacher_path is None:
-        config = LMConfig(**{**config_fields(args.teacher_config), "vocab_size": len(tokenizer)})
+    if args.teacher_config is None:
+        from model.folders import load_foreign  # and with it a table of every architecture, seldom needed
+
+        teacher, its_tokenizer = load_foreign(args.teacher_weights)
+    else:
         try:
-            return model_from(args, config, args.teacher_weights, is_trained=False)
+            its_tokenizer = tokenizer_of(args.teacher_weights, args.teacher_config.vocab_size)
+            teacher = model_from(args, args.teacher_config, args.teacher_weights, is_trained=False)
         except (FileNotFoundError, ValueError) as error:
             flags = "--teacher_dim, --teacher_n_layers and --teacher_use_moe give the teacher's size"
             raise type(error)(f"the teacher: {error}\n{flags}") from error
-    from model.folders import load_directory  # and with it every architecture of transformers, seldom needed
-
-    teacher, its_tokenizer = load_directory(args.teacher_path)
     ours, theirs = tokenizer.get_vocab(), its_tokenizer.get_vocab()
-    if theirs != ours or teacher.config.vocab_size != len(ours):
+    if theirs != ours or teacher.config.vocab_size != vocab_size:
         same = sum(theirs.get(token) == i for token, i in ours.items())
         raise ValueError(
-            f"--teacher_path {args.teacher_path}: the teacher knows {same} of the {len(ours)} tokens of our tokenizer "
-            f"by the same number, and its logits are {teacher.config.vocab_size} wide. Distillation compares "
-            "probabilities token by token, so the vocabularies must be equal: train a teacher with our tokenizer, or "
-            "let the teacher write answers and learn from these with train_full_sft.py"
+            f"the teacher {args.teacher_weights} knows {same} of the student's {len(ours)} tokens by the same number, "
+            f"and its logits are {teacher.config.vocab_size} wide, the student's {vocab_size}. Distillation compares "
+            "probabilities token by token, so the vocabularies must be equal: train a teacher with the student's "
+            "tokenizer, or let the teacher write answers and learn from these with train_full_sft.py"
         )
     return teacher
 
