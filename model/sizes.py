@@ -85,7 +85,9 @@ def assume_config(shapes: Shapes, layout: str, given: Mapping[str, Given]) -> tu
         ValueError: it is no model of ours, or what is given does not fit the shapes.
     """
     sizes = sizes_of(shapes)
-    if sizes is None or "kv_dim" not in sizes or "hidden_dim" not in sizes:
+    if sizes is not None and "kv_dim" not in sizes:
+        raise ValueError("model.layers.0.self_attn.k_proj.weight is missing: it is no whole model")
+    if sizes is None or "hidden_dim" not in sizes:
         raise ValueError(f"it has another layout than this project's (its first name is {next(iter(shapes), None)!r})")
     if empty := [name for name, shape in shapes.items() if 0 in shape]:
         raise ValueError(f"{empty[0]} is empty: {shapes[empty[0]]}")

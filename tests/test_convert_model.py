@@ -54,7 +54,10 @@ def test_there_and_back_loses_nothing(case, tmp_path, capsys):
     assert back.keys() == model.state_dict().keys()
     assert all(torch.equal(back[name], tensor) for name, tensor in model.state_dict().items())
     record, _ = read_record(tmp_path / "back.pth")
-    assert record["started_from"] == {"weights": (tmp_path / "folder").as_posix(), "fingerprint": fingerprint(tmp_path / "folder")}
+    assert record["started_from"] == {
+        "weights": (tmp_path / "folder").as_posix(),
+        "fingerprint": fingerprint(tmp_path / "folder"),
+    }
     main([str(path), str(tmp_path / "copy.pth")])
     assert read_record(tmp_path / "copy.pth")[0]["started_from"]["fingerprint"] == fingerprint(path)
     fields = config_fields(record["config"])

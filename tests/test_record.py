@@ -250,7 +250,8 @@ def test_heads_are_assumed_where_nothing_shows_them(weights):
     assert remark == (
         f"{weights} has no {record_path(weights).name} beside it: sizes as its tensors show; assumed: n_heads 8, "
         "rope_theta 1000000.0, "
-        "norm_eps 1e-05 (by default)"
+        "norm_eps 1e-05 (by default), and that its tokens are those of model/minimind_tokenizer (MiniMind's own files "
+        "need theirs, by --tokenizer_path)"
     )
 
 

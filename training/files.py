@@ -1,5 +1,6 @@
 """Where a run writes: the names of its files, that they can be written, and that no other run writes them too."""
 
+import contextlib
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,12 @@ class RunFiles:
     states: Path
     logs: Path
 
+    def folders(self) -> list[Path]:
+        """Where files are written, each folder after those in it."""
+        out_dir = self.logs.parent
+        around = [folder for folder in self.states.parents if out_dir in folder.parents]  # out/checkpoints
+        return [self.states, *around, self.logs, self.weights.parent, out_dir]
+
 
 def run_files(args, config) -> RunFiles:
     """The files of the run that ``--out_dir``, ``--save_weight`` and the size of the model name."""
@@ -32,7 +39,7 @@ def check_writable(files: RunFiles) -> None:
     """Raises OSError, with the remedy, where the run could not write: found now instead of at the first save."""
     if files.weights.is_dir():
         raise OSError(f"{files.weights} is a folder, but the weights are to be written there: pass another --out_dir")
-    for folder in (files.weights.parent, files.states.parent, files.states, files.logs):
+    for folder in reversed(files.folders()):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder) as file:
@@ -42,3 +49,18 @@ def check_writable(files: RunFiles) -> None:
                 f"cannot write into {folder}: {error.strerror}. Make room or get write permission there, or pass "
                 "another --out_dir"
             ) from error
+
+
+def remove_unused(files: RunFiles, made: list[Path]) -> None:
+    """Take back the folders that were made for a run which then wrote nothing: it was refused, or interrupted.
+
+    Args:
+        made: of `files.folders()`, in that order.
+    """
+    lock = files.states.with_name(files.states.name + ".lock")
+    with contextlib.suppress(OSError):  # nobody can write there
+        if files.states in made and not any(files.states.glob("*")):
+            lock.unlink(missing_ok=True)
+    for folder in made:
+        with contextlib.suppress(OSError):  # it holds something, or is gone
+            folder.rmdir()

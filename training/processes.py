@@ -30,7 +30,7 @@ from common.output import make_output_last
 from model.LMConfig import LMConfig, config_fields
 
 from .compute import Compute
-from .files import check_writable, run_files
+from .files import check_writable, remove_unused, run_files
 from .signals import stop_without_launcher
 
 STEP_TIMEOUT = timedelta(seconds=45)  # inside a step: then a process that hangs or vanished ends the run everywhere
@@ -206,6 +206,7 @@ def own_files(run: Run, args) -> Iterator[None]:
         problem = None
         if run.is_main:
             files = run_files(args, args.config)
+            stack.callback(remove_unused, files, [folder for folder in files.folders() if not folder.exists()])
             try:
                 check_writable(files)
                 remedy = "or pass another --out_dir or --save_weight"
