@@ -163,7 +163,7 @@ class ChatFormat:
     def token_bytes(self) -> np.ndarray:
         """(V,) int64: UTF-8 bytes each token stands for, 0 for control tokens; to turn a loss into bits per byte."""
         # One character of the byte-level alphabet is one byte, and tags are ASCII.
-        sizes = np.zeros(len(self._vocab), dtype=np.int64)
+        sizes = np.zeros(max(self._vocab.values()) + 1, dtype=np.int64)  # numbers may be left out
         for token, i in self._vocab.items():
             sizes[i] = len(token)
         sizes[self._control_ids] = 0

@@ -175,7 +175,7 @@ def settle_model(
         else:
             values = {name: value for name, (value, _) in given.items()}
             config = LMConfig(**{**usual, **values})
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         problems.append(str(error))
     for flag in MODEL_FLAGS:
         if hasattr(args, prefix + flag.name):

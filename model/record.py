@@ -153,7 +153,7 @@ def read_record(weights: str | Path) -> tuple[dict | None, str]:
 def tokenizer_remark(weights: str | Path, tokenizer: str) -> str:
     """What to tell if weights were trained with another tokenizer than this, by ChatFormat.fingerprint(); or ""."""
     record, _ = read_record(weights)
-    if record is None or record.get("tokenizer", tokenizer) == tokenizer:
+    if record is None or record.get("tokenizer") in (None, "", tokenizer):
         return ""
     return (
         f"{weights} was trained with another tokenizer or chat template than the one here, so its answers may make no "

@@ -48,7 +48,7 @@ def _own(weights: Path, vocab_size: int) -> PreTrainedTokenizerBase:
     tokenizer = load_tokenizer()
     record, _ = read_record(weights)
     fingerprint = record and record.get("tokenizer")
-    if not isinstance(fingerprint, str):
+    if not fingerprint or not isinstance(fingerprint, str):
         if len(tokenizer) != vocab_size:
             raise ValueError(
                 f"{weights} has rows for {vocab_size} tokens, but the tokenizer in {TOKENIZER_DIR} has "
@@ -69,8 +69,15 @@ def _own(weights: Path, vocab_size: int) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def is_shipped(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether it is the one in model/minimind_tokenizer, wherever it was read."""
+    if Path(tokenizer.name_or_path) == TOKENIZER_DIR:
+        return True
+    return ChatFormat(tokenizer).fingerprint() == ChatFormat(load_tokenizer()).fingerprint()
+
+
 def keep_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> str:
-    """Save a tokenizer beside weights that are written to `directory`, unless it is there, or is the project's own.
+    """Save a tokenizer beside weights that are written to `directory`, unless it is there, or is the shipped one.
 
     Returns:
         Its fingerprint, for the record of the weights. Raises OSError: the disk is full or not writable.
@@ -79,7 +86,7 @@ def keep_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> str:
 
     fingerprint = ChatFormat(tokenizer).fingerprint()
     place = _place(directory, fingerprint)
-    if fingerprint != ChatFormat(load_tokenizer()).fingerprint() and not place.is_dir():
+    if not is_shipped(tokenizer) and not place.is_dir():
         with new_folder(place) as temporary:
             tokenizer.save_pretrained(temporary)
     return fingerprint

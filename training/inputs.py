@@ -119,4 +119,5 @@ def origin(args, data: Data) -> dict[str, object]:
             "rows_trained_on": len(data.train),
             "rows_held_out": len(data.heldout),
         },
+        "tokenizer": ChatFormat(data.tokenizer).fingerprint() if data.tokenizer else None,
     }

@@ -17,7 +17,7 @@ from common.tensor_files import named_tensors
 from model.LMConfig import config_fields
 from model.loading import save_weights
 from model.record import describe_program, fingerprint, record_path, write_record
-from model.vocabulary import keep_tokenizer
+from model.vocabulary import is_shipped, keep_tokenizer
 
 from .checkpoint import (
     CheckpointError,
@@ -59,7 +59,7 @@ class Saver:
         data_fingerprint: identifies the content of the training data.
         guard: says whether weights are broken.
         origin: what the record beside the weights says of where they come from (training/inputs.py).
-        tokenizer: what the weights are trained with: their record names it, and one of its own is kept beside them.
+        tokenizer: what the weights are trained with; another one than the shipped is kept beside them.
     """
 
     def __init__(
@@ -89,7 +89,8 @@ class Saver:
         self._refused = 0  # how many in a row
         self._saved_step: int | None = None  # of the state on disk, None while none is of this run
         self._weights_step: int | None = None  # the same for the weights
-        self.config, self.origin, self.tokenizer = config, origin or {}, tokenizer
+        self.config, self.origin = config, origin or {}
+        self.own_tokenizer = None if tokenizer is None or is_shipped(tokenizer) else tokenizer
         self.program = describe_program() if run.is_main else {}
         self.identity = {
             **{name: value for name, value in plain_flags(args).items() if name not in NOT_THE_RUN},
@@ -186,8 +187,9 @@ class Saver:
         """The table beside the weights just written. Whoever reads it in between finds that it is of other weights."""
         figures = {name: round(value, 6) for name, value in progress["heldout"].items()}
         done = {"step": progress["step"], "tokens": progress["tokens"], "heldout": figures or None}
-        tokenizer = keep_tokenizer(self.tokenizer, self.weights_path.parent) if self.tokenizer else ""
-        write_record(self.weights_path, self.config, **self.origin, tokenizer=tokenizer, **done, **self.program)
+        if self.own_tokenizer:
+            keep_tokenizer(self.own_tokenizer, self.weights_path.parent)
+        write_record(self.weights_path, self.config, **self.origin, **done, **self.program)
 
     def resume(self) -> bool:
         """Continue from the newest usable state if ``--resume`` says so; True if the run continues.
