@@ -288,7 +288,6 @@ def test_strangers_files_are_refused_everywhere(models_of_both, tmp_path, monkey
     for name, reason in expected.items():
         commands = {
             train_full_sft: [*data, "--from_weight", f"./{name}"],
-            train_lora: [*data, "--from_weight", f"./{name}"],
             train_distillation: [*data, "--from_weight", ours, "--teacher_path", name],
             eval_model: ["--load", "1", name, "--prompt", "x"],
             convert_model: [name, "converted"],
