@@ -68,7 +68,7 @@ def folder_config(path: str | Path) -> LMConfig:
 
 def _understood(path: Path, read: Callable[[Path], dict[str, Tensor]]) -> tuple[LMConfig, dict[str, Tensor]]:
     """Configuration and tensors of a folder in our layout; `read` gets the tensors, whole or as mere shapes."""
-    fields = read_json(path / "config.json")
+    fields = _read_json(path / "config.json")
     tensors = read(path)
     try:
         if fields.get("model_type") == LMConfig.model_type:
@@ -97,7 +97,7 @@ def load_foreign(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizer
         ValueError: its weights are damaged, hold NaN, or are not those of the model that config.json describes.
     """
     path = Path(path)
-    read_json(path / "config.json")
+    _read_json(path / "config.json")
     try:
         for file in path.glob("*.bin"):
             check_checksums(file)
@@ -314,14 +314,14 @@ def _named_in_index(path: Path, suffix: str) -> set[str]:
     """The files among which the index of a large model distributes its tensors; none for a model in one file."""
     names: set[str] = set()
     for index in path.glob(f"*{suffix}.index.json"):
-        files = read_json(index).get("weight_map")
+        files = _read_json(index).get("weight_map")
         if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
             raise ValueError(f"{index} has no weight_map from names of tensors to names of files: copy it again")
         names |= set(files.values())
     return names
 
 
-def read_json(path: Path) -> dict:
+def _read_json(path: Path) -> dict:
     if not path.is_file():
         raise FileNotFoundError(f"{path} not found: a folder in the format of transformers is needed here")
     try:
