@@ -365,7 +365,7 @@ def test_load_1_takes_a_path(run, tmp_path, model, tokenizer, out_dir):
     flags = ("--prompt", "你好", "--temperature", "0", "--show_speed", "0")
     assert run("--load", "1", str(tmp_path / "dir"), *flags)[:2] == run(*flags)[:2]
     code, _, err = run("--load", "1", str(tmp_path / "none"))
-    assert code == 2 and "config.json" in err
+    assert code == 2 and "a folder in the format of transformers" in err
 
 
 def test_scoring_ends_with_the_score(run, tmp_path):
