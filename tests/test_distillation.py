@@ -216,14 +216,14 @@ def test_teacher_is_read_from_its_stages_file(tmp_path, tokenizer, use_moe):
     config = LMConfig(dim=32, n_layers=1, use_moe=use_moe)
     saved = MiniMindForCausalLM(config)
     save_weights(saved.state_dict(), weights_path(tmp_path, "full_sft", config))
-    loaded = load_teacher(teacher_flags(tmp_path, "--teacher_use_moe", str(use_moe)), tokenizer)
+    loaded = load_teacher(teacher_flags(tmp_path, "--teacher_use_moe", str(use_moe)), 6400, tokenizer)
     assert torch.equal(loaded.model.norm.weight, saved.model.norm.weight)
     assert torch.equal(loaded.lm_head.weight, saved.lm_head.weight)
 
 
 def test_a_missing_teacher_is_an_error_with_the_command_that_makes_it(tmp_path, tokenizer):
     with pytest.raises(FileNotFoundError, match="python train_full_sft.py --dim 32"):
-        load_teacher(teacher_flags(tmp_path), tokenizer)
+        load_teacher(teacher_flags(tmp_path), 6400, tokenizer)
 
 
 def llama_directory(tmp_path, tokenizer, vocab_size: int = 6400) -> LlamaForCausalLM:
@@ -238,7 +238,8 @@ def llama_directory(tmp_path, tokenizer, vocab_size: int = 6400) -> LlamaForCaus
 def test_any_transformers_model_with_our_tokenizer_can_teach(tmp_path, tokenizer):
     """A Llama's logits at the supervised positions are those of each row alone: padding never matters."""
     llama = llama_directory(tmp_path, tokenizer)
-    loaded = freeze(load_teacher(teacher_flags(tmp_path, "--teacher_path", str(tmp_path)), tokenizer), torch.float32)
+    teacher = load_teacher(teacher_flags(tmp_path, "--teacher_path", str(tmp_path)), 6400, tokenizer)
+    loaded = freeze(teacher, torch.float32)
     sequences, ids = toy_sequences(), np.array([3, 7, 11])
     with torch.no_grad():
         rows = [sequences.tokens[sequences.starts[i] :][: sequences.lengths[i]].astype(np.int64) for i in ids]
@@ -249,13 +250,13 @@ def test_any_transformers_model_with_our_tokenizer_can_teach(tmp_path, tokenizer
 def test_another_vocabulary_is_an_error(tmp_path, tokenizer):
     """Upstream W6 cuts the teacher's logits to the student's vocabulary and compares what is left."""
     llama_directory(tmp_path / "wide", tokenizer, vocab_size=6464)
-    with pytest.raises(ValueError, match="6464 wide.*train a teacher with our tokenizer"):
-        load_teacher(teacher_flags(tmp_path, "--teacher_path", str(tmp_path / "wide")), tokenizer)
+    with pytest.raises(ValueError, match="6464 wide.*train a teacher with the student's tokenizer"):
+        load_teacher(teacher_flags(tmp_path, "--teacher_path", str(tmp_path / "wide")), 6400, tokenizer)
     llama_directory(tmp_path / "other", tokenizer)
     path = tmp_path / "other" / "tokenizer.json"
     path.write_text(path.read_text().replace('"<tool_call>"', '"<tool_kall>"'))
-    with pytest.raises(ValueError, match="knows 6399 of the 6400 tokens"):
-        load_teacher(teacher_flags(tmp_path, "--teacher_path", str(tmp_path / "other")), tokenizer)
+    with pytest.raises(ValueError, match="knows 6399 of the student's 6400 tokens"):
+        load_teacher(teacher_flags(tmp_path, "--teacher_path", str(tmp_path / "other")), 6400, tokenizer)
 
 
 @pytest.mark.parametrize("kind", ["--from_teacher_weight", "--teacher_path"])
