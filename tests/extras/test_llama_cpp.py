@@ -1,9 +1,10 @@
 """llama.cpp: GGUF files load, answer and tokenise as ours."""
 
+import json
 import random
 
 import pytest
-from engines import NEW_TOKENS, greedy, make_model, prompts, rounded, shortfall
+from engines import NEW_TOKENS, ROOT, greedy, make_model, prompts, rounded, shortfall
 
 from benchmarks.llama_cpp import LlamaCpp
 from model.conversion import STORED_TYPES
@@ -78,3 +79,26 @@ def test_the_same_64_tokens(tmp_path, kind, stored):
     if stored == "f32":
         assert answers == expected
     assert behind < {"f32": 0.001, "f16": 0.1, "bf16": 5}[stored]
+
+
+@pytest.mark.parametrize(("stored", "least"), [("f32", 100), ("f16", 99), ("q8_0", 90), ("q4_0", 50)])
+def test_100_answers_of_the_quick_start(tmp_path, stored, least):
+    """To their end, `</s>`, as people read them: how many are the same to the letter."""
+    model, tokenizer = make_model("quickstart"), load_tokenizer()
+    write_gguf(tmp_path / "m.gguf", model.config, model.state_dict(), tokenizer, stored)
+    server = LlamaCpp(tmp_path / "m.gguf", context=512)
+    lines = (ROOT / "dataset" / "sample" / "heldout.jsonl").read_text(encoding="utf-8").splitlines()[::7][:100]
+    same = 0
+    for line in lines:
+        text = tokenizer.apply_chat_template(
+            json.loads(line)["conversations"], add_generation_prompt=True, tokenize=False
+        )
+        ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)
+        expected = model.generate(**ids, max_new_tokens=NEW_TOKENS, do_sample=False)[0, ids["input_ids"].shape[1] :]
+        expected = [token for token in expected.tolist() if token != tokenizer.eos_token_id]
+        answer = server.post(
+            "/completion", prompt=ids["input_ids"][0].tolist(), n_predict=NEW_TOKENS, temperature=0, return_tokens=True
+        )["tokens"]
+        same += [token for token in answer if token != tokenizer.eos_token_id] == expected
+    print(f"{stored}: {same} of {len(lines)} answers are the same")
+    assert same >= least
