@@ -37,7 +37,11 @@ DEV_CODE = sorted([*ROOT.glob("tests/**/*.py"), *ROOT.glob("benchmarks/**/*.py")
 OTHER_PYTHON = "other_python"  # scripts that tests run in an environment with packages of its own
 OURS = {*PACKAGES, "scripts", "tests", "benchmarks", *(p.stem for p in (*SCRIPTS, *ROOT.glob("scripts/*"), *DEV_CODE))}
 NOT_IMPORTED = {"ruff", "ninja", "tensorboard"}  # two are run, the last is imported by torch.utils.tensorboard
-LAZY = {"training/deepspeed.py"}  # modules on top of an optional package, imported only inside functions
+LAZY = {
+    "training/deepspeed.py",
+    "inference/benchmarks.py",
+    "inference/harness.py",
+}  # modules on top of an optional package, imported only inside functions
 READMES = (ROOT / "README.md", ROOT / "README_en.md")
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/**/*.md")), *ROOT.glob("dataset/**/*.md")]
 
@@ -358,7 +362,7 @@ def test_readme_table_of_defaults_is_true(path, monkeypatch, tmp_path):
 def test_flags_named_in_documents_exist(path):
     source = "".join(code.read_text(encoding="utf-8") for code in CODE)
     text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.M | re.S)
-    others = {"--help", "--node_rank", "--max-restarts"}  # argparse's and torchrun's
+    others = {"--help", "--node_rank", "--max-restarts", "--model_args"}  # argparse's, torchrun's and lm_eval's
     others |= {f"--{flag.name}" for flag in MODEL_FLAGS}
     unknown = {flag for flag in re.findall(r"`(--[\w-]+)", text) if f'"{flag}"' not in source} - others
     assert not unknown

@@ -14,9 +14,9 @@ from model.LMConfig import LMConfig
 from model.loading import load_tokenizer
 from model.model import MiniMindForCausalLM
 
-pytest.importorskip("lm_eval", reason="pip install lm_eval (requirements-optional.txt); `make test-extras` does")
+pytest.importorskip("lm_eval", reason="lm_eval is not installed: pip install -r requirements-extras.txt")
 
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "eval_lm.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "eval_lm.py"
 QUESTIONS = [
     {"question": f"{a} + {b} = ?", "choices": [str(a + b + i) for i in (0, 7, -1, 23)], "answer": 0}
     for a in range(5, 12)
