@@ -281,8 +281,8 @@ def scored_parts(parts: list[Part], scorings: Sequence[str]) -> list[Part]:
 
 def run(
     model: LM, parts: list[Part], *, limit: int | None = None, num_fewshot: int | None = None, chat: bool = False
-) -> list[Part]:
-    """Ask all questions; returns the parts with their tallies, or with lm_eval's own metrics.
+) -> Iterator[list[Part]]:
+    """Ask all questions; yields the parts with their tallies, or with lm_eval's own metrics, one scoring at a time.
 
     Args:
         limit: questions of each task at most.
@@ -294,7 +294,6 @@ def run(
     """
     for part in parts:
         _choose_examples(part, num_fewshot)
-    done = []
     for scoring in ("letter", "cloze", "own"):  # apart: the same tasks under the same names
         batch = {part.task.task_name: part for part in parts if part.scoring == scoring}
         if not batch:
@@ -302,11 +301,12 @@ def run(
         tasks = {"tasks": {name: part.task for name, part in batch.items()}}
         with contextlib.redirect_stderr(io.StringIO()):  # a progress bar for each task
             results = lm_eval.evaluate(model, tasks, limit=limit, apply_chat_template=chat, bootstrap_iters=1000)
+        done = []
         for name, part in batch.items():
             tally = Tally() if scoring == "own" else _tally(part.task, results["samples"][name])
             metrics = {key: value for key, value in results["results"][name].items() if isinstance(value, float)}
             done.append(dataclasses.replace(part, tally=tally, metrics=metrics))
-    return done
+        yield done
 
 
 def _choose_examples(part: Part, num_fewshot: int | None) -> None:

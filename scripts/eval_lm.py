@@ -121,27 +121,29 @@ def run(args: argparse.Namespace) -> None:
     model, tokenizer = load_choice(args.choice, args.device, args.dtype)
     print(f"{args.choice.path}: {count_parameters(model) / 1e6:.2f}M parameters, {model.device}, {model.dtype}")
     harness = HarnessModel(model, tokenizer, args.batch_size, progress(sys.stderr))
-    start = time.monotonic()
-    parts = benchmarks.run(
-        harness, parts, limit=args.limit, num_fewshot=args.num_fewshot, chat=args.apply_chat_template
-    )
-    seconds = time.monotonic() - start
-
-    rows = [Row(p.benchmark, p.subject, p.category, p.scoring, p.tally) for p in parts if p.scoring != "own"]
-    for benchmark, scoring in dict.fromkeys((row.benchmark, row.scoring) for row in rows):
-        print("\n" + table([row for row in rows if (row.benchmark, row.scoring) == (benchmark, scoring)]))
-    for part in parts:
-        if part.scoring == "own":
-            print(f"\n{part.subject}: " + ", ".join(f"{name} {value:.4f}" for name, value in part.metrics.items()))
+    start, results = time.monotonic(), []
+    options = {"limit": args.limit, "num_fewshot": args.num_fewshot, "chat": args.apply_chat_template}
+    for scored in benchmarks.run(harness, parts, **options):  # letters first: Ctrl-C later does not lose them
+        for benchmark in dict.fromkeys(part.benchmark for part in scored):
+            results += show([part for part in scored if part.benchmark == benchmark])
+        print(f"{time.monotonic() - start:.0f} s", flush=True)
     if harness.truncated:
         print(f"{harness.truncated} prompts were longer than the model's context and lost their beginning")
-    print(f"\n{seconds:.0f} s")
     if args.out:
-        results = [as_json(row) for row in rows]
-        results += [{"benchmark": p.benchmark, "task": p.subject, **p.metrics} for p in parts if p.scoring == "own"]
         facts = {"model": str(args.choice.path), "num_fewshot": args.num_fewshot, "limit": args.limit}
         with whole_file(args.out) as file:
             file.write(json.dumps({**facts, "results": results}, ensure_ascii=False, indent=1).encode())
+
+
+def show(parts: list) -> list[dict]:
+    """Print what one benchmark gave in one scoring; returns it for the file."""
+    if parts[0].scoring == "own":
+        for part in parts:
+            print(f"\n{part.subject}: " + ", ".join(f"{name} {value:.4f}" for name, value in part.metrics.items()))
+        return [{"benchmark": part.benchmark, "task": part.subject, **part.metrics} for part in parts]
+    rows = [Row(part.benchmark, part.subject, part.category, part.scoring, part.tally) for part in parts]
+    print("\n" + table(rows))
+    return [as_json(row) for row in rows]
 
 
 def main(argv: list[str] | None = None) -> None:

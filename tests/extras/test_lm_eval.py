@@ -116,7 +116,8 @@ def test_a_file_and_a_folder_with_the_same_questions_give_the_same(model, tokeni
     tallies = {}
     for name, some in parts.items():
         scored = benchmarks.scored_parts(some, ["letter", "cloze"])
-        tallies[name] = {part.scoring: part for part in benchmarks.run(harness, scored, num_fewshot=2)}
+        done = [part for batch in benchmarks.run(harness, scored, num_fewshot=2) for part in batch]
+        tallies[name] = {part.scoring: part for part in done}
     assert {part.category for part in tallies["file"].values()} == {"Other"}
     for scoring in ("letter", "cloze"):
         of_file, of_folder = tallies["file"][scoring], tallies["folder"][scoring]
@@ -125,7 +126,7 @@ def test_a_file_and_a_folder_with_the_same_questions_give_the_same(model, tokeni
         assert of_file.metrics["acc_norm,none"] == pytest.approx(of_file.tally.accuracy_normalised)
     assert os.getcwd() != str(tmp_path / "hub")
     with pytest.raises(ValueError, match="--num_fewshot 3: agronomy has 2 examples"):
-        benchmarks.run(harness, benchmarks.scored_parts(parts["file"], ["letter"]), num_fewshot=3)
+        next(benchmarks.run(harness, benchmarks.scored_parts(parts["file"], ["letter"]), num_fewshot=3))
 
 
 def test_cloze_shows_no_letters_and_scores_the_options(manager, tmp_path):
