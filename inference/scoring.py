@@ -148,13 +148,10 @@ def answer_questions(
     for i, question in enumerate(questions):
         with suppress(ValueError):
             prompts[i] = chat_format.encode_prompt(question.messages, max_tokens=limit)
+    answers = generate(model, list(prompts.values()), params, tokenizer.eos_token_id, max_rows=batch_size)
     texts = [None] * len(questions)
-    by_length = sorted(prompts, key=lambda i: len(prompts[i]))  # neighbours need little padding
-    for start in range(0, len(by_length), batch_size):
-        batch = by_length[start : start + batch_size]
-        answers = generate(model, [prompts[i] for i in batch], params, tokenizer.eos_token_id)
-        for i, tokens in zip(batch, answers, strict=True):
-            texts[i] = tokenizer.decode(tokens, skip_special_tokens=True)
+    for i, tokens in zip(prompts, answers, strict=True):
+        texts[i] = tokenizer.decode(tokens, skip_special_tokens=True)
     return texts
 
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from transformers import PreTrainedTokenizerBase
 
-from inference.generation import TextStream, TokenStream, stream
+from inference.generation import TokenStream, stream
 from inference.models import Choice, load_choice
 from inference.sampling import SamplingParams
+from inference.text import TextStream
 from model.adapters import lora_path, read_lora, saved_adapters
 from model.chat_format import ChatFormat, Message
 from model.model_lora import Adapter, load_lora, remove_lora

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import eval_model
-from inference.generation import TextStream
 from inference.sampling import SamplingParams
 from inference.session import Session
+from inference.text import TextStream
 from model.LMConfig import LMConfig
 from model.loading import REPO_ROOT, load_tokenizer, save_weights, weights_path
 from model.model import MiniMindForCausalLM

@@ -20,7 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from toy import toy_model
 
-from inference.generation import Decoder
+from inference.batch import Batch
+from inference.requests import Request
 from inference.sampling import SamplingParams
 from training.processes import Run
 from training.updater import Updater
@@ -104,13 +105,14 @@ def test_a_step_does_not_wait(stage, use_moe, batches, fake):
 @pytest.mark.parametrize(
     "params", [{"temperature": 0}, {"temperature": 0.7, "top_k": 5, "top_p": 0.8, "repetition_penalty": 1.2}]
 )
-def test_decoding_does_not_wait(params, use_moe, fake, monkeypatch):
-    monkeypatch.setattr("inference.generation.make_generator", lambda seed, device: None)
+def test_decoding_does_not_wait(params, use_moe, fake):
     with torch.device("cuda"):
         model = toy_model(use_moe=use_moe).eval()
-    decoder = Decoder(model, [[1, 2, 3], [4]], SamplingParams(**params), new_tokens=4, prefill_chunk=2)
-    with NobodyWaits(), cuda_run().autocast():
-        tokens = [decoder.step() for _ in range(4)]
+    batch = Batch(model, 2)
+    for prompt in ([1], [4]):  # nothing to read but the last token
+        batch.add(Request(prompt, SamplingParams(**params)))
+    with NobodyWaits(), torch.inference_mode():
+        tokens = [batch._next_tokens(model, [0, 1])[1] for _ in range(4)]
     assert {(tuple(t.shape), t.device.type) for t in tokens} == {((2,), "cuda")}
 
 

@@ -9,7 +9,8 @@ import torch
 from on_device import STAGES, collate, make_stage, make_step, make_updater
 from toy import toy_model
 
-from inference.generation import Decoder
+from inference.batch import Batch
+from inference.requests import Request
 from inference.sampling import SamplingParams
 from training.processes import Run
 
@@ -85,8 +86,11 @@ def test_decoding_does_not_wait(params, use_moe):
         model = toy_model(use_moe=use_moe).bfloat16().eval()
     answers = []
     for waiting in (contextlib.nullcontext, nobody_waits):  # the first time libraries start
-        decoder = Decoder(model, [[1, 2, 3], [4]], SamplingParams(**params), new_tokens=4, prefill_chunk=2)
-        with waiting():
-            tokens = [decoder.step() for _ in range(4)]
+        batch = Batch(model, 2)
+        for prompt in ([1, 2, 3], [4]):
+            batch.add(Request(prompt, SamplingParams(**params)))
+        batch.step()  # reads the prompts
+        with waiting(), torch.inference_mode():
+            tokens = [batch._next_tokens(model, [0, 1])[1] for _ in range(4)]
         answers.append(torch.stack(tokens).tolist())
     assert answers[0] == answers[1]
