@@ -41,6 +41,7 @@ from .architectures import (
 from .layouts import LAYOUTS, Layout, from_ours, recognise, to_ours
 from .LMConfig import LMConfig, config_fields
 from .loading import check_finite, check_vocabulary, load_tokenizer
+from .own_code import AUTO_MAP, write_code
 from .sizes import misfits
 
 if TYPE_CHECKING:
@@ -209,30 +210,37 @@ def write_folder(
     model_type: str,
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Write a folder that transformers (4.57 and 5), vLLM, SGLang, trl and peft load without our code.
+    """Write a folder that transformers (4.57 and 5), vLLM, SGLang, trl and peft load without our code, or with it.
 
     Args:
         path: an empty directory.
         tensors: in our layout; stored as `dtype`.
-        model_type: the architecture, see `architectures.native_architecture`.
+        model_type: the architecture, see `architectures.native_architecture`; "minimind" is our own class, whose code
+            comes with it (own_code.py), for transformers 5 alone.
 
     Raises:
         ValueError: the architecture does not compute the same. OSError: the disk is full or not writable.
     """
-    fields = to_transformers(config, model_type).to_dict()
-    rope = fields["rope_parameters"]
-    fields |= {
-        "architectures": [ARCHITECTURES[model_type]],
-        # Written twice: transformers 5 reads `rope_parameters` and `dtype`, 4 the older names.
-        "rope_theta": rope["rope_theta"],
-        "rope_scaling": None if rope["rope_type"] == "default" else rope,
-        "dtype": str(dtype).removeprefix("torch."),
-        "torch_dtype": str(dtype).removeprefix("torch."),
-    }
-    if model_type == "qwen3_moe":
-        fields["num_experts"] = config.n_routed_experts
+    if model_type == LMConfig.model_type:
+        layout = LAYOUTS["ours"]
+        fields = {**config.to_dict(), "architectures": ["MiniMindForCausalLM"], "auto_map": AUTO_MAP}
+        write_code(path)
+    else:
+        layout = LAYOUTS[LAYOUT_OF[model_type]]
+        fields = to_transformers(config, model_type).to_dict()
+        rope = fields["rope_parameters"]
+        fields |= {
+            "architectures": [ARCHITECTURES[model_type]],
+            # Written twice: transformers 5 reads `rope_parameters`, 4 the older names.
+            "rope_theta": rope["rope_theta"],
+            "rope_scaling": None if rope["rope_type"] == "default" else rope,
+        }
+        if model_type == "qwen3_moe":
+            fields["num_experts"] = config.n_routed_experts
+    # So is the type: `dtype` and `torch_dtype`.
+    fields |= dict.fromkeys(("dtype", "torch_dtype"), str(dtype).removeprefix("torch."))
     (path / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-    named = from_ours(tensors, LAYOUTS[LAYOUT_OF[model_type]], config.head_dim)
+    named = from_ours(tensors, layout, config.head_dim)
     del named["lm_head.weight"]  # tied: it is the embedding
     stored = {name: tensor.to(dtype).contiguous() for name, tensor in named.items()}
     try:

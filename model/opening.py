@@ -33,13 +33,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Source:
-    """A model that was read: its configuration, its tensors in our layout, and what the user is to know of it."""
+    """A model that was read: its configuration, its tensors in our layout, and what the user is to know of it.
+
+    adapter: the file of the one that was merged into it, see adapter_conversion.py.
+    """
 
     path: Path
     config: LMConfig
     tensors: dict[str, Tensor]
     tokenizer: PreTrainedTokenizerBase
     remarks: list[str]
+    adapter: Path | None = None
 
     def model(self) -> MiniMindForCausalLM:
         """The model in float32, in evaluation mode; ValueError if the tensors do not fit it."""

@@ -184,8 +184,8 @@ def read_shapes(weights: str | Path) -> tuple[Shapes, str] | None:
         return None
     if any(".lora." in name for name in tensors):
         raise ValueError(
-            "it is a LoRA adapter, no model: eval_model.py takes it with --lora_name, and scripts/convert_lora.py "
-            "merges it into the weights that it was trained on"
+            "it is a LoRA adapter, no model: eval_model.py takes it with --lora_name, and "
+            "scripts/convert_model.py merges it, with --lora, into the weights that it was trained on"
         )
     layout = recognise(without_data)
     # Which rows of q and k change places depends on the size of a head, but not how many there are.

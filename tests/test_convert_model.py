@@ -157,7 +157,7 @@ def test_minimind_of_2024_needs_no_flags(tmp_path, capsys):
         (["damaged.pth", "x"], "damaged.pth is cut off or damaged"),
         (["folder", "x.pth"], "attention_bias is True"),
         (["taken.gguf", "x"], "taken.gguf is no GGUF file"),
-        (["adapter.pth", "x"], "adapter.pth: it is a LoRA adapter, no model"),
+        (["adapter.pth", "x.onnx"], "adapter.pth is a LoRA adapter: name the weights it was trained on as SRC"),
     ],
 )
 def test_what_cannot_be_converted_leaves_nothing(tmp_path, monkeypatch, capsys, arguments, reason):

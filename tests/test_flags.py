@@ -38,9 +38,9 @@ def load_script(name: str):
 SCRIPTS = {
     **{module.__name__: module.parse_args for module in (train_pretrain, train_full_sft, train_dpo, train_lora)},
     **{module.__name__: module.parse_args for module in (train_distill_reason, train_distillation, eval_model)},
-    **{name: load_script(name).parse_args for name in ("convert_lora", "train_tokenizer", "make_sample_data")},
+    **{name: load_script(name).parse_args for name in ("convert_model", "train_tokenizer", "make_sample_data")},
 }
-NEEDED = {"convert_lora": ["--lora_name", "x", "--merge_to", "y"], "train_tokenizer": ["--data_path", __file__]}
+NEEDED = {"convert_model": ["SRC", "DST"], "train_tokenizer": ["--data_path", __file__]}
 
 
 @pytest.fixture(autouse=True)

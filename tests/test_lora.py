@@ -374,19 +374,15 @@ def test_the_remedy_for_a_missing_adapter_makes_exactly_that_file(tmp_path):
         read_lora(tmp_path / "elsewhere.pth", config)
 
 
-def test_convert_lora_merges_and_exports(ask, tmp_path):
-    """The merged weights answer like weights and adapter; peft's directory is read again."""
-    script = [sys.executable, str(REPO_ROOT / "scripts" / "convert_lora.py"), "--dim", "16", "--n_layers", "1"]
-    script += ["--out_dir", str(tmp_path), "--lora_name", "lora_a"]
-    merge = ["--merge_to", "merged", "--peft_dir", str(tmp_path / "peft")]
-    done = subprocess.run([*script, *merge], capture_output=True, text=True)
-    assert (done.returncode, done.stdout.split()) == (0, [str(tmp_path / "peft"), str(tmp_path / "merged_16.pth")])
+def test_merged_weights_and_a_directory_of_peft_are_talked_to(ask, tmp_path):
+    """They answer like weights and adapter."""
+    script = [sys.executable, str(REPO_ROOT / "scripts" / "convert_model.py")]
+    adapter = str(tmp_path / "lora" / "lora_a_16.pth")
+    merge = [str(tmp_path / "full_sft_16.pth"), str(tmp_path / "merged_16.pth"), "--lora", adapter]
+    for words in (merge, [adapter, str(tmp_path / "peft")]):
+        done = subprocess.run([*script, *words], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
     expected = ask(["你好"], "--lora_name", "lora_a")[1]
     assert ask(["你好"], "--weight", "merged")[1] == expected
     assert ask(["你好"], "--lora_name", str(tmp_path / "peft"))[1] == expected
     assert ask(["你好"])[1] != expected
-    taken = (tmp_path / "merged_16.pth").read_bytes()
-    again = subprocess.run([*script, "--merge_to", "merged"], capture_output=True, text=True)
-    assert again.returncode == 2 and "merged_16.pth exists: choose another name for --merge_to" in again.stderr
-    assert (tmp_path / "merged_16.pth").read_bytes() == taken
-    assert subprocess.run(script, capture_output=True, text=True).returncode == 2

@@ -10,6 +10,12 @@ from model.adapters import PEFT_READ, PEFT_WITHOUT_EFFECT, read_lora, write_peft
 from model.model_lora import LORA_TARGETS, apply_lora, load_lora, lora_state_dict, merge_lora
 
 
+def write_adapter(adapter: dict[str, torch.Tensor], directory, **config) -> None:
+    """For our own model, which has its queries and keys in Llama's order."""
+    directory.mkdir(exist_ok=True)
+    write_peft(adapter, directory, small_model(**config).config, "minimind")
+
+
 def peft_logits(directory) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Logits of peft's model with the adapter in a directory, and its weights after peft's merge."""
     from peft import PeftModel
@@ -23,7 +29,7 @@ def test_peft_reads_what_we_write_and_computes_and_merges_the_same(tmp_path):
     model = small_model()
     apply_lora(model, rank=4, alpha=10.0)
     train_adapter(model)
-    write_peft(lora_state_dict(model), tmp_path / "peft")
+    write_adapter(lora_state_dict(model), tmp_path / "peft")
     theirs, merged = peft_logits(tmp_path / "peft")
     torch.testing.assert_close(logits(model), theirs)
     merge_lora(model)
@@ -79,7 +85,7 @@ def test_no_setting_of_peft_is_ignored(tmp_path):
     """Each is read, or without effect on what a saved adapter computes, or refused, also one never seen before."""
     from peft import LoraConfig
 
-    write_peft(random_adapter(0), tmp_path)
+    write_adapter(random_adapter(0), tmp_path)
     settings, defaults = json.loads((tmp_path / "adapter_config.json").read_text()), LoraConfig().to_dict()
     for name in [*(defaults.keys() - PEFT_READ - PEFT_WITHOUT_EFFECT), "invented"]:
         (tmp_path / "adapter_config.json").write_text(json.dumps({**settings, name: {"x": 1}}))
@@ -111,7 +117,7 @@ def test_a_pissa_adapter_that_peft_converts_is_read(tmp_path):
 
 
 def test_damaged_peft_directories_are_refused(tmp_path):
-    write_peft(random_adapter(0), tmp_path)
+    write_adapter(random_adapter(0), tmp_path)
     settings, tensors = tmp_path / "adapter_config.json", tmp_path / "adapter_model.safetensors"
     good, sound = tensors.read_bytes(), settings.read_text()
     for name, content in ((tensors, good[:1000]), (settings, b"{"), (settings, b"[]"), (settings, b'{"r": 4}')):
@@ -120,7 +126,7 @@ def test_damaged_peft_directories_are_refused(tmp_path):
             read_lora(tmp_path, small_model().config)
         tensors.write_bytes(good)
         settings.write_text(sound)
-    write_peft({name: tensor * torch.inf for name, tensor in random_adapter(0).items()}, tmp_path)
+    write_adapter({name: tensor * torch.inf for name, tensor in random_adapter(0).items()}, tmp_path)
     with pytest.raises(ValueError, match="holds NaN or infinity"):
         read_lora(tmp_path, small_model().config)
     settings.unlink()
@@ -130,5 +136,5 @@ def test_damaged_peft_directories_are_refused(tmp_path):
 
 def test_routed_experts_cannot_be_written_for_peft(tmp_path):
     with pytest.raises(ValueError, match="no adapters of routed experts: train with --lora_targets"):
-        write_peft(random_adapter(0, use_moe=True), tmp_path)
-    write_peft(random_adapter(0, use_moe=True, targets=ATTENTION), tmp_path)
+        write_adapter(random_adapter(0, use_moe=True), tmp_path)
+    write_adapter(random_adapter(0, use_moe=True, targets=ATTENTION), tmp_path)

@@ -27,7 +27,7 @@ from model.loading import load_tokenizer
 from model.opening import describe, is_foreign, is_path, open_model
 from model.record import fingerprint, read_record
 from model.vocabulary import tokenizer_of
-from scripts import convert_lora, convert_model
+from scripts import convert_model
 
 SIZES = {"dim": 64, "n_layers": 2, "n_heads": 8, "n_kv_heads": 2, "hidden_dim": 96, "max_seq_len": 256}
 SFT = SAMPLE / "sft.jsonl"
@@ -119,8 +119,8 @@ def test_training_starts_from_every_kind_and_the_tokenizer_travels(models_of_bot
     assert eval_model.main(["--out_dir", str(out), "--dim", "64", "--prompt", "你好", "--max_new_tokens", "2"]) == 0
     convert_model.main([str(out / "full_sft_64.pth"), str(tmp_path / "back")])
     assert len(AutoTokenizer.from_pretrained(tmp_path / "back")) == 400
-    merge = ["--out_dir", str(out), "--lora_name", "a", "--merge_to", "merged", "--dim", "64"]
-    convert_lora.main(merge)
+    adapter = ["--lora", str(out / "lora" / "a_64.pth")]
+    convert_model.main([str(out / "full_sft_64.pth"), str(out / "merged_64.pth"), *adapter])
     assert read_record(out / "merged_64.pth")[0]["tokenizer"] == record["tokenizer"]
 
     vocabulary = beside / "tokenizer.json"

@@ -36,7 +36,7 @@ CODE = sorted({*MODULES, *SCRIPTS, *ROOT.glob("scripts/**/*.py")})
 DEV_CODE = sorted([*ROOT.glob("tests/**/*.py"), *ROOT.glob("benchmarks/**/*.py")])
 OTHER_PYTHON = "other_python"  # scripts that tests run in an environment with packages of its own
 OURS = {*PACKAGES, "scripts", "tests", "benchmarks", *(p.stem for p in (*SCRIPTS, *ROOT.glob("scripts/*"), *DEV_CODE))}
-NOT_IMPORTED = {"ruff", "ninja", "tensorboard"}  # two are run, the last is imported by torch.utils.tensorboard
+NOT_IMPORTED = {"ruff", "ninja", "tensorboard", "onnx", "onnxscript"}  # two are run, the others imported by torch
 LAZY = {
     "training/deepspeed.py",
     "inference/benchmarks.py",
@@ -288,6 +288,7 @@ def test_documented_commands_exist_and_their_flags_parse(where, command, monkeyp
 TRANSLATED = [
     "README",
     "docs/architecture",
+    "docs/conversion",
     "docs/deviations",
     "docs/distributed",
     "dataset/README",
