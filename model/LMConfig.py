@@ -130,7 +130,7 @@ class LMConfig(PreTrainedConfig):
             setattr(self, name, value)
         if problems := self.problems():
             raise ValueError("LMConfig: " + "; ".join(problems))
-        # Which of a folder's files is whose code (auto.py); trl asks for it even where there is none.
+        # Which of a folder's files is whose code (own_code.py); trl asks for it even where there is none.
         super().__init__(**{"auto_map": {}, **kwargs})
 
     @property

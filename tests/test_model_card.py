@@ -5,7 +5,8 @@ import re
 from huggingface_hub import ModelCard
 from test_convert_model import random_model
 
-from model.loading import save_weights
+from model.loading import load_tokenizer, save_weights
+from model.model_card import model_card
 from model.record import write_record
 from scripts.convert_model import main
 
@@ -60,7 +61,8 @@ def test_its_python_runs(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out
 
 
-def test_our_own_class_is_said_to_need_its_code(tmp_path):
-    text = card_of(tmp_path, "--architecture", "minimind", use_moe=True)
-    assert "custom_code" in ModelCard(text).data.tags and "trust_remote_code=True" in text
+def test_our_own_class_is_said_to_need_its_code():
+    config = random_model(use_moe=True).config
+    text = model_card("Tiny", config, 1234, "MiniMindForCausalLM", "f32", {}, load_tokenizer())
+    assert "custom_code" in ModelCard(text).data.tags and text.count("trust_remote_code=True") == 2
     assert "2 of 4 experts" in text and "vllm serve" not in text and "ollama create" not in text

@@ -1,9 +1,6 @@
 """What Hugging Face's tools expect of the network: generate, save_pretrained, the auto classes."""
 
 import json
-import os
-import subprocess
-import sys
 from unittest.mock import patch
 
 import pytest
@@ -11,7 +8,7 @@ import torch
 from tiny_model import make_ids, make_model
 from transformers import AutoModel, AutoModelForCausalLM
 
-from model.auto import register_auto_classes, save_with_code
+from model.auto import register_auto_classes
 from model.cache import KVCache
 from model.model import MiniMindForCausalLM
 
@@ -112,24 +109,3 @@ def test_registers_with_the_auto_classes(tmp_path):
     assert isinstance(AutoModelForCausalLM.from_pretrained(tmp_path), MiniMindForCausalLM)
     backbone = AutoModel.from_pretrained(tmp_path)
     assert torch.equal(backbone(make_ids()).last_hidden_state, model.model(make_ids()).last_hidden_state)
-
-
-@pytest.mark.slow
-def test_a_folder_with_its_code_works_where_the_project_is_not(tmp_path, tokenizer):
-    model = make_model(vocab_size=6400, use_moe=True)
-    save_with_code(model, tokenizer, tmp_path / "folder")
-    program = """
-import sys, torch
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
-assert type(model).__module__.startswith("transformers_modules"), type(model).__module__
-assert type(AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)).__name__ == "MiniMindModel"
-assert len(AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True)) == 6400
-print(model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=8, do_sample=False)[0].tolist())
-"""
-    arguments = [sys.executable, "-c", program, str(tmp_path / "folder")]
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
-    result = subprocess.run(arguments, capture_output=True, text=True, cwd=tmp_path, env=environment)
-    assert result.returncode == 0, result.stderr
-    expected = model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=8, do_sample=False)[0].tolist()
-    assert json.loads(result.stdout) == expected
