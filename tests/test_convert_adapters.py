@@ -1,13 +1,18 @@
 """scripts/convert_model.py with LoRA adapters: merged, and to peft and back, on ours and on the native exports."""
 
 import json
+import os
+import resource
+import signal
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from test_convert_model import random_model
+from test_kill import in_a_fork
 from transformers import AutoModelForCausalLM
 
+from model import adapter_conversion
 from model.adapters import read_lora
 from model.loading import load_model, save_weights
 from model.model_lora import apply_lora, load_lora, lora_state_dict
@@ -144,3 +149,34 @@ def test_what_cannot_be_converted_leaves_nothing(tmp_path, monkeypatch, capsys, 
         main(arguments)
     assert exit.value.code == 2 and reason in capsys.readouterr().err
     assert {path: path.lstat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+@pytest.mark.parametrize("target", ["peft", "x.pth"])
+def test_a_full_disk_and_a_kill_leave_no_half(tmp_path, monkeypatch, capsys, target):
+    model = random_model()
+    apply_lora(model, rank=16)
+    save_weights(lora_state_dict(model), tmp_path / "a.pth")
+    write_record(tmp_path / "a.pth", model.config)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    arguments = [str(tmp_path / "a.pth"), str(tmp_path / target)]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing fails instead
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        with pytest.raises(SystemExit) as exit:
+            main(arguments)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert exit.value.code == 2 and "error: " in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+    def convert_until_killed() -> None:
+        monkeypatch.setattr(adapter_conversion, "_check_equal", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        main(arguments)
+
+    assert os.WTERMSIG(in_a_fork(convert_until_killed)) == signal.SIGKILL
+    assert not (tmp_path / target).exists()
+    main(arguments)
+    assert (tmp_path / target).exists()
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]

@@ -191,7 +191,7 @@ def test_what_cannot_be_converted_leaves_nothing(tmp_path, monkeypatch, capsys, 
     assert {path: path.lstat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
-@pytest.mark.parametrize("target", ["x", "x.pth", "x.gguf"])
+@pytest.mark.parametrize("target", ["x", "x.pth", "x.gguf", "x.onnx"])
 def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, capsys, target):
     model = random_model()
     save_weights(model.state_dict(), tmp_path / "m_64.pth")
@@ -223,6 +223,7 @@ def test_a_missing_package_is_told(tmp_path, monkeypatch, capsys):
         ("x.pth", "write_record"),
         ("x.gguf", "write_gguf"),
         ("x.gguf", "compare"),
+        ("x.onnx", "onnx_logits"),
     ],
 )
 def test_a_killed_conversion_leaves_no_half_and_the_next_one_tidies_up(tmp_path, monkeypatch, target, moment):

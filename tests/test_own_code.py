@@ -58,7 +58,7 @@ def test_it_answers_the_same_in_a_process_that_cannot_import_this_repository(tmp
         cwd=tmp_path, env={**os.environ, "HF_MODULES_CACHE": str(tmp_path / "cache")}, capture_output=True, text=True,
     )  # fmt: skip
     expected = model.generate(torch.arange(5, 25)[None], max_new_tokens=16, do_sample=False, eos_token_id=None)
-    assert done.stdout.splitlines() == [str(expected.tolist()), "ours is not here"], done.stderr
+    assert done.stdout.splitlines()[-2:] == [str(expected.tolist()), "ours is not here"], done.stderr
     # What transformers saved of it there is read here, and so is the folder itself.
     for source in (folder, saved):
         if source is saved:
