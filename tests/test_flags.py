@@ -79,7 +79,7 @@ def test_errors_of_the_system_say_what_to_do(error, message, capsys):
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_nonsense_parses_or_is_told_with_flag_value_and_limit(name, monkeypatch, capsys):
     """`--seed -1`, `--lora_dropout 1e30`, `--tag_weight 1e300`, `--save_weight ../x`: tracebacks once."""
-    for action in parser_of(name, monkeypatch)._actions:
+    for action in filter(lambda action: action.option_strings, parser_of(name, monkeypatch)._actions):
         flag = action.option_strings[0]
         takes_a_value = action.nargs != 0
         for value in NONSENSE if takes_a_value and not isinstance(action, argparse._HelpAction) else []:
