@@ -43,14 +43,16 @@ def fingerprint(weights: str | Path) -> str:
 
     Of a `.pth` file it takes milliseconds: torch.save writes a zip archive, whose index at the end lists every tensor
     with its checksum. The first part of an entry's name is the name that the file once had, and does not count. Of a
-    folder config.json and the files of weights are read whole, and so is a GGUF file.
+    folder config.json and the files of weights are read whole, and so are a GGUF file and what peft wrote.
 
     Raises:
         OSError, ValueError and the like (UNREADABLE): it is not there, or no file of torch.save.
     """
     weights = Path(weights)
     if weights.is_dir():
-        files = [weights / "config.json", *weights.glob("*.safetensors"), *weights.glob("*.bin")]
+        is_peft = (weights / "adapter_config.json").is_file() and not (weights / "config.json").is_file()
+        config = weights / ("adapter_config.json" if is_peft else "config.json")
+        files = [config, *weights.glob("*.safetensors"), *weights.glob("*.bin")]
         entries = sorted((file.name, crc32(file)) for file in files)
     elif weights.suffix == ".gguf":
         return f"{crc32(weights):08x}"

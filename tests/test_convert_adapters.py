@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM
 
 from model import adapter_conversion
 from model.adapters import read_lora
-from model.loading import load_model, save_weights
+from model.loading import save_weights
 from model.model_lora import apply_lora, load_lora, lora_state_dict
+from model.opening import load_model
 from model.record import describe_file, read_record, write_record
 from scripts.convert_model import main
 
