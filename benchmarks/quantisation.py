@@ -22,8 +22,8 @@ from benchmarks.machine import describe_machine
 from dataset.batching import Sequences
 from dataset.token_cache import open_token_cache
 from model.chat_format import ChatFormat
-from model.conversion import Source, read_source
 from model.gguf_file import write_gguf
+from model.opening import Source, open_model
 
 STORED = ("f32", "f16", "q8_0", "q4_0")
 
@@ -74,7 +74,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
 
-    source = read_source(Path(args.weights), {})
+    source = open_model(args.weights, {})
     sequences = read_sequences(args, source)
     token_bytes = ChatFormat(source.tokenizer).token_bytes()
     sizes = np.array([sum(token_bytes[ids[at]] for at in positions) for ids, positions in sequences])

@@ -72,7 +72,7 @@ def settle(args: argparse.Namespace) -> list[str]:
     """Add `args.choice` (see `settle_choice`); returns every problem."""
     problems = settle_choice(args)
     if args.lora_name:
-        problems.append("--lora_name: merge the adapter first: python scripts/convert_model.py WEIGHTS NEW.pth --lora ADAPTER")
+        problems.append("--lora_name: merge it first: python scripts/convert_model.py WEIGHTS NEW.pth --lora ADAPTER")
     if not args.tasks and not args.data:
         problems.append("--tasks or --data: say what to ask, e.g. --tasks ceval-valid cmmlu")
     if args.data and not Path(args.data).exists():
