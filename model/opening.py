@@ -54,8 +54,13 @@ class Source:
 
 def is_path(name: str) -> bool:
     """Whether a name of weights is that of a file or folder, and not a stage's: ./MiniMind2, x.pth, but full_sft."""
-    is_model_folder = Path(name, "config.json").is_file()
-    return name.endswith((".pth", ".gguf")) or is_model_folder or (os.path.dirname(name) != "" and os.path.exists(name))
+    is_there = os.path.dirname(name) != "" and os.path.exists(name)
+    return is_there or name.endswith((".pth", ".gguf")) or has_config(name)
+
+
+def has_config(path: str | Path) -> bool:
+    """Whether this is a folder of transformers; False too for what cannot be a path, such as one too long."""
+    return os.path.isfile(os.path.join(path, "config.json"))
 
 
 def kind_of(path: Path) -> str:
@@ -72,7 +77,7 @@ def is_foreign(path: str | Path) -> bool:
 
     False for what is missing or damaged, too: whoever loads it will say what is wrong.
     """
-    if not Path(path, "config.json").is_file():
+    if not has_config(path):
         return False
     from .architectures import NotMiniMind  # and with them a table of every architecture, which --help does not need
     from .folders import folder_config

@@ -231,7 +231,7 @@ def test_flags_are_refused_before_any_work(monkeypatch, capsys, tmp_path):
     assert "say what to ask" in run_script(monkeypatch, capsys)
     assert "name the benchmarks" in run_script(monkeypatch, capsys, "--data", str(tmp_path))
     assert "no such file or folder" in run_script(monkeypatch, capsys, "--data", str(tmp_path / "x"))
-    assert "merge the adapter first" in run_script(monkeypatch, capsys, "--tasks", "cmmlu", "--lora_name", "x")
+    assert "merge it first" in run_script(monkeypatch, capsys, "--tasks", "cmmlu", "--lora_name", "x")
 
 
 def test_a_bad_file_is_told_before_the_model_is_loaded(monkeypatch, capsys, tmp_path):
