@@ -17,7 +17,7 @@ from model.LMConfig import LMConfig
 from model.loading import count_parameters
 from model.model import MiniMindForCausalLM
 from training import memory
-from training.inputs import starting_model
+from training.inputs import starting_model, starting_tokenizer
 from training.losses import next_token_loss
 from training.memory import (
     LivePeak,
@@ -36,15 +36,15 @@ from training.report import fold
 def test_a_model_larger_than_the_machine_is_refused_before_it_is_built(flags, tmp_path):
     args = toy_args(tmp_path, *flags)
     with pytest.raises(ValueError, match=f"--dim {args.dim} --n_layers 1000: .* takes .* lower --dim"):
-        starting_model(args, LMConfig(dim=args.dim, n_layers=args.n_layers))
+        starting_model(args, starting_tokenizer(args))
 
 
 def test_what_training_adds_counts_where_the_weights_alone_would_fit(tmp_path, monkeypatch):
-    args, config = toy_args(tmp_path), LMConfig(dim=64, n_layers=2)
-    monkeypatch.setattr(memory, "machine_memory", lambda: 10 * planned_parameters(config))
-    starting_model(args, config, is_trained=False)
+    args = toy_args(tmp_path)
+    monkeypatch.setattr(memory, "machine_memory", lambda: 10 * planned_parameters(args.config))
+    starting_model(args, starting_tokenizer(args), is_trained=False)
     with pytest.raises(ValueError, match="AdamW"):
-        starting_model(args, config)
+        starting_model(args, starting_tokenizer(args))
 
 
 @pytest.mark.parametrize("use_moe", [False, True])
