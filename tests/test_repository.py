@@ -291,6 +291,7 @@ TRANSLATED = [
     "docs/conversion",
     "docs/deviations",
     "docs/distributed",
+    "docs/server",
     "dataset/README",
     "dataset/sample/README",
 ]
