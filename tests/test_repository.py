@@ -36,6 +36,7 @@ CODE = sorted({*MODULES, *SCRIPTS, *ROOT.glob("scripts/**/*.py")})
 DEV_CODE = sorted([*ROOT.glob("tests/**/*.py"), *ROOT.glob("benchmarks/**/*.py")])
 OTHER_PYTHON = "other_python"  # scripts that tests run in an environment with packages of its own
 OURS = {*PACKAGES, "scripts", "tests", "benchmarks", *(p.stem for p in (*SCRIPTS, *ROOT.glob("scripts/*"), *DEV_CODE))}
+FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef
 NOT_IMPORTED = {"ruff", "ninja", "tensorboard", "onnx", "onnxscript"}  # two are run, the others imported by torch
 LAZY = {
     "training/deepspeed.py",
@@ -65,7 +66,7 @@ def imported(tree: ast.AST) -> set[str]:
 
 def imported_at_once(tree: ast.Module) -> set[str]:
     """The part of `imported` that happens when the module is imported, not later inside a function."""
-    return set().union(*(imported(s) for s in tree.body if not isinstance(s, ast.FunctionDef | ast.ClassDef)), set())
+    return set().union(*(imported(s) for s in tree.body if not isinstance(s, FUNCTIONS | ast.ClassDef)), set())
 
 
 def parse(path: Path) -> ast.Module:
@@ -141,7 +142,7 @@ def test_modules_hold_definitions_only(path):
             "__name__ == '__main__'",
             "TYPE_CHECKING",
         )
-        definitions = (ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign, ast.FunctionDef, ast.ClassDef)
+        definitions = (ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign, *FUNCTIONS.__args__, ast.ClassDef)
         allowed = is_text or is_guard or isinstance(statement, definitions)
         allowed |= path in SCRIPTS and source.startswith("sys.path.insert(")
         assert allowed, f"line {statement.lineno}: {source.splitlines()[0]}"
