@@ -1,7 +1,7 @@
 """A server with OpenAI's interface: every program that can talk to ChatGPT can talk to your model.
 
     python scripts/serve_openai_api.py                                      # out/full_sft_*.pth on port 8998
-    python scripts/serve_openai_api.py --out_dir out/quickstart --port 9000 # what `make quickstart` has trained
+    python scripts/serve_openai_api.py --port 9000 --api_key my-key         # another port; whoever asks needs the key
     python scripts/serve_openai_api.py --load 1 ./MiniMind2                 # a directory in the format of transformers
     python scripts/chat_openai_api.py                                       # talk to it, from another terminal
 
