@@ -10,8 +10,8 @@ import httpx2
 import openai
 import torch
 import uvicorn
-from inference.engine import Delta, Engine
 
+from inference.engine import Delta, Engine
 from inference.sampling import SamplingParams
 from inference.server.app import make_app
 from inference.server.service import Service, Settings

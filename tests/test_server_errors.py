@@ -4,9 +4,9 @@ import time
 
 import openai
 import pytest
-from inference.engine import EngineDead
 from served import CONTEXT, Scripted, random_model, served
 
+from inference.engine import EngineDead
 from inference.sampling import SamplingParams
 from inference.server.service import Settings
 
