@@ -15,6 +15,7 @@ from served import Scripted, random_model, served
 
 from inference.server import stream
 from inference.server.service import Settings
+from inference.server.serving import listen
 from model.loading import save_weights, weights_path
 from model.record import write_record
 
@@ -126,8 +127,6 @@ def is_refused(url: str) -> bool:
     return False
 
 
-def test_a_port_that_is_taken_shows_before_the_model_is_loaded(out_dir):
-    with program(out_dir) as (_, url):
-        command = [sys.executable, ROOT / "scripts" / "serve_openai_api.py", "--out_dir", out_dir, "--port"]
-        again = subprocess.run([*map(str, command), url.rpartition(":")[2]], capture_output=True, text=True)
-        assert again.returncode == 2 and "another --port" in again.stderr and "Traceback" not in again.stderr
+def test_a_port_that_is_taken_is_named_with_the_remedy():
+    with listen("127.0.0.1", 0) as first, pytest.raises(ValueError, match="another --port"):
+        listen("127.0.0.1", first.getsockname()[1])
