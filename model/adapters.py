@@ -5,6 +5,7 @@ All are read into one form, the state dict that model/model_lora.py describes.
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import torch
@@ -217,11 +218,13 @@ def write_peft(
         "bias": "none",
         "target_modules": sorted({name.partition(".lora_")[0].rpartition(".")[2] for name in named}),
     }
+    (directory / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     try:
         save_file(named, directory / "adapter_model.safetensors", metadata={"format": "pt"})
     except SafetensorError as error:  # what the disk said, in another type
         raise OSError(f"{directory.parent}: {error}; make room there or pass another place") from error
-    (directory / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    # safetensors lets the owner alone read what it wrote.
+    shutil.copymode(directory / "adapter_config.json", directory / "adapter_model.safetensors")
 
 
 def _named_for_peft(adapter: Adapter, config: LMConfig, model_type: str) -> Adapter:

@@ -247,6 +247,7 @@ def write_folder(
         save_file(stored, path / "model.safetensors", metadata={"format": "pt"})
     except SafetensorError as error:  # what the disk said, in another type
         raise OSError(f"{path.parent}: {error}; make room there or pass another place") from error
+    shutil.copymode(path / "config.json", path / "model.safetensors")  # which safetensors lets its owner alone read
     GenerationConfig(
         bos_token_id=config.bos_token_id,
         eos_token_id=config.eos_token_id,
@@ -266,6 +267,8 @@ def _name_tokenizer_class(path: Path) -> None:
     for name in ("backend", "is_local", "local_files_only"):
         fields.pop(name, None)
     fields["tokenizer_class"] = "PreTrainedTokenizerFast"
+    # Without this, transformers 4 returns token_type_ids too, which generate() refuses.
+    fields["model_input_names"] = ["input_ids", "attention_mask"]
     path.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

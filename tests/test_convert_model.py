@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import signal
+import stat
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from model.layouts import LAYOUTS, from_ours
 from model.LMConfig import config_fields
 from model.loading import load_tokenizer, save_weights
 from model.model import MiniMindForCausalLM
+from model.model_lora import apply_lora, lora_state_dict
 from model.record import fingerprint, read_record, write_record
 from scripts import convert_model
 from scripts.convert_model import main
@@ -91,7 +93,25 @@ def test_what_transformers_4_reads_has_the_names_it_had_there(case, tmp_path):
     )
     assert config["rope_theta"] == model.config.rope_theta and config["torch_dtype"] == "float32"
     assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast" and "is_local" not in tokenizer
+    assert tokenizer["model_input_names"] == ["input_ids", "attention_mask"]  # generate() refused token_type_ids
     assert config.get("num_experts") == (4 if architecture == "Qwen3MoeForCausalLM" else None)
+
+
+def test_every_file_has_the_mode_that_the_umask_says(tmp_path):
+    """safetensors gives its files mode 0600: no other user could read them, such as vLLM's in a container."""
+    model = random_model()
+    save_weights(model.state_dict(), tmp_path / "m_64.pth")
+    apply_lora(model, rank=2)
+    save_weights(lora_state_dict(model), tmp_path / "a_64.pth")
+    usual = os.umask(0o027)
+    try:
+        main([str(tmp_path / "m_64.pth"), str(tmp_path / "folder")])
+        main([str(tmp_path / "a_64.pth"), str(tmp_path / "peft")])
+    finally:
+        os.umask(usual)
+    written = [*(tmp_path / "folder").iterdir(), *(tmp_path / "peft").iterdir()]
+    assert {path.name for path in written} >= {"model.safetensors", "adapter_model.safetensors"}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in written} == {0o640}
 
 
 @pytest.mark.parametrize("stored", ["f16", "q8_0"])
