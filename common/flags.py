@@ -165,7 +165,7 @@ class BriefParser(argparse.ArgumentParser):
         return problems
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n`python {self.prog} --help` explains every flag.\n")
+        self.exit(2, f"{self.prog}: error: {message}\n`python {sys.argv[0]} --help` explains every flag.\n")
 
 
 def is_installed(package: str) -> bool:

@@ -161,3 +161,11 @@ def test_the_types():
         assert isinstance(file_name(name), Problem), name
     assert str(flags.problem("", "must not be empty")) == "'': must not be empty"
     assert str(flags.problem("9" * 99, "x")) == "9" * 60 + "...: x"
+
+
+def test_the_help_named_is_the_script_as_it_was_called(monkeypatch, capsys):
+    """`python eval_lm.py --help` does not find scripts/eval_lm.py."""
+    monkeypatch.setattr(sys, "argv", ["scripts/train_tokenizer.py"])
+    with pytest.raises(SystemExit):
+        SCRIPTS["train_tokenizer"](["--qqq"])
+    assert "`python scripts/train_tokenizer.py --help` explains every flag" in capsys.readouterr().err
