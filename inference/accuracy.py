@@ -13,6 +13,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 SURE = 2.0  # standard errors from which on a difference is called one; 5 of 100 guessers get that far too
+GUESSERS = math.erfc(SURE / math.sqrt(2))  # how many do, if accuracies are normally distributed: 4.55 %
+EXACT = 100  # up to so many questions they are not, and the binomial distribution is summed up
 
 
 @dataclass
@@ -95,8 +97,24 @@ def add_up(tallies: Iterable[Tally]) -> Tally:
 
 
 def differs_from_chance(tally: Tally, right: int) -> bool:
-    """Whether `right` answers are further from a guesser's mean than SURE standard deviations of a guesser."""
+    """Whether at most GUESSERS of all guessers are as far from their mean, on either side, as `right` answers are.
+
+    With many questions that is: further than SURE standard deviations of a guesser. 2 of 2 with four options is 2.4 of
+    them, and yet one guesser of 16 gets there.
+    """
+    if tally.questions <= EXACT:
+        return two_sided(right, tally.questions, tally.chance) <= GUESSERS
     return abs(right / tally.questions - tally.chance) > SURE * tally.chance_error
+
+
+def two_sided(right: int, questions: int, chance: float) -> float:
+    """The exact binomial test: twice the share of guessers with at least, or at most, so many right answers.
+
+    Where questions have different numbers of options, `chance` is their mean; the true distribution is narrower then,
+    so the test is cautious.
+    """
+    shares = [math.comb(questions, k) * chance**k * (1 - chance) ** (questions - k) for k in range(questions + 1)]
+    return min(1.0, 2 * sum(shares[right:]), 2 * sum(shares[: right + 1]))
 
 
 def verdict(tally: Tally, right: int, names: list[str] | None = None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from inference.accuracy import Tally, add_up, differs_from_chance, picks_line, standard_error, verdict
+from inference.accuracy import GUESSERS, Tally, add_up, differs_from_chance, picks_line, standard_error, verdict
 from inference.exam import LETTERS
 
 TITLES = {
@@ -28,7 +28,7 @@ class Row:
 def table(rows: Sequence[Row]) -> str:
     """Everything about one benchmark in one scoring: subjects, categories, all questions, and what that says.
 
-    The last lines are as MiniMind's README has them: 总题数, 总正确数, 总正确率.
+    The last lines are as MiniMind's README has them, 总题数, 总正确数, 总正确率, and say which scoring they count.
     """
     by_subject: dict[str, Tally] = {}
     by_category: dict[str, Tally] = {}
@@ -49,29 +49,32 @@ def table(rows: Sequence[Row]) -> str:
     if len(by_subject) > 1:
         lines.append(_outliers(list(by_subject.values())))
     letters = list(LETTERS) if scoring == "letter" else None
+    counted = "letter" if letters else "cloze, plain"
     if letters:
         lines.append(picks_line(total, letters))
         lines.append(f"{benchmark}, letters: {verdict(total, total.right, letters)}")
     else:
         lines.append(f"{benchmark}, cloze, plain: {verdict(total, total.right)}")
         lines.append(f"{benchmark}, cloze, normalised: {verdict(total, total.right_normalised)}")
-    lines.append(f"总题数: {total.questions}\n总正确数: {total.right}\n总正确率: {total.accuracy:.2%}")
+    lines.append(f"总题数: {total.questions}\n总正确数: {total.right}\n总正确率: {total.accuracy:.2%} ({counted})")
     return "\n".join(lines)
 
 
 def _line(name: str, tally: Tally, width: int) -> str:
-    shares = (tally.accuracy, tally.accuracy_normalised)
-    cells = [f"{100 * share:6.2f} ± {100 * standard_error(share, tally.questions):5.2f} %" for share in shares]
+    cells = []
+    for share in (tally.accuracy, tally.accuracy_normalised):
+        error = f"{100 * standard_error(share, tally.questions):5.2f}" if 0 < share < 1 else "    -"  # 0 is no estimate
+        cells.append(f"{100 * share:6.2f} ± {error} %")
     star = "*" if differs_from_chance(tally, tally.right) else " "
     return f"{f'{tally.right}/{tally.questions}':>{width}}  {'  '.join(cells)} {star} {name}"
 
 
 def _outliers(tallies: list[Tally]) -> str:
-    """How many subjects lie far from chance, beside how many would by chance alone: 4.55 % beyond 2 SE."""
+    """How many subjects lie far from chance, beside how many would by chance alone."""
     marked = sum(differs_from_chance(tally, tally.right) for tally in tallies)
     return (
-        f"* further than 2 standard errors from chance: {marked} of {len(tallies)} subjects; of as many guessers "
-        f"{0.0455 * len(tallies):.1f} would be"
+        f"* distinguishable from chance (p < {GUESSERS:.2%}): {marked} of {len(tallies)} subjects; as many guessers "
+        f"would give at most {GUESSERS * len(tallies):.1f}"
     )
 
 

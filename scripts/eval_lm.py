@@ -102,6 +102,9 @@ def run(args: argparse.Namespace) -> None:
     """Load, ask, print. Raises ValueError and OSError for what is wrong."""
     data = Path(args.data).resolve() if args.data else None
     questions = read_exam(data) if data and data.is_file() else []  # before what takes long
+    for remark in args.choice.remarks:
+        print(remark, file=sys.stderr)
+    model, tokenizer = load_choice(args.choice, args.device, args.dtype)  # missing weights: before any download
     from inference import benchmarks
     from inference.harness import HarnessModel
 
@@ -113,12 +116,16 @@ def run(args: argparse.Namespace) -> None:
     if questions:
         parts = benchmarks.exam_parts(manager, names, data, questions)
     else:
-        parts = [part for name in names for part in benchmarks.load_parts(manager, name, data)]
+        parts, missing = [], []
+        for name in names:
+            try:
+                parts += benchmarks.load_parts(manager, name, data)
+            except ValueError as error:
+                missing.append(str(error))
+        if missing:
+            raise ValueError("\n\n".join(missing))
     parts = benchmarks.scored_parts(parts, args.scoring)
 
-    for remark in args.choice.remarks:
-        print(remark, file=sys.stderr)
-    model, tokenizer = load_choice(args.choice, args.device, args.dtype)
     print(f"{args.choice.path}: {count_parameters(model) / 1e6:.2f}M parameters, {model.device}, {model.dtype}")
     harness = HarnessModel(model, tokenizer, args.batch_size, progress(sys.stderr))
     start, results = time.monotonic(), []

@@ -8,12 +8,13 @@ import re
 import runpy
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from toy import toy_model
 
-from inference.accuracy import Tally, add_up, differs_from_chance, standard_error, verdict
+from inference.accuracy import Tally, add_up, differs_from_chance, standard_error, two_sided, verdict
 from inference.benchmark_report import Row, table
 from inference.exam import read_exam
 from inference.likelihood import score_continuations
@@ -114,6 +115,24 @@ def test_few_questions_are_never_enough_whatever_the_answers():
     assert differs_from_chance(many(10, 9), 9)
 
 
+def test_small_numbers_are_judged_by_the_binomial_distribution():
+    """2 of 2 was above chance by 2.4 standard errors, though one guesser of 16 has both right."""
+    assert two_sided(2, 2, 0.25) == pytest.approx(2 / 16) and two_sided(0, 2, 0.25) == 1
+    assert not differs_from_chance(many(2, 2), 2)
+    assert verdict(many(2, 2), 2) == "not distinguishable from chance (25.0%)"
+    for right in range(101):  # where the two ways of judging meet, they agree but for the edge
+        exact, normal = many(100, right), abs(right - 25) > 2 * math.sqrt(100 * 3 / 16)
+        assert differs_from_chance(exact, right) == normal or right in (16, 34), right
+
+
+def test_a_table_of_few_questions_claims_no_certainty():
+    """It showed "100.00 ± 0.00 % *" for two questions."""
+    none, both = many(2, 0, "AB", "CD"), many(2, 2, "AB", "AB")
+    text = table([Row("exam", "law", "", "letter", none), Row("exam", "art", "", "letter", both)])
+    assert "0.00 ±     - %" in text and "100.00 ±     - %" in text and "0.00 ±  0.00" not in text
+    assert "0 of 2 subjects; as many guessers would give at most 0.1" in text and " * art" not in text
+
+
 def test_a_letter_chosen_always_is_no_knowledge():
     """Where 40 % of the answers are C, saying C is above 25 %, and a guesser with the same habit as good."""
     keys = "A" * 200 + "B" * 200 + "C" * 400 + "D" * 200
@@ -141,10 +160,11 @@ def test_the_table_has_subjects_categories_errors_and_upstreams_last_lines():
     assert re.search(r"15/50   30\.00 ±  6\.48 %   30\.00 ±  6\.48 %   exam$", text, flags=re.M)
     assert "0 of 2 subjects" in text and "STEM" in text
     assert "chosen (right): A 60.0% (10.0%), B 0.0% (10.0%), C 40.0% (70.0%), D 0.0% (10.0%)" in text
-    assert text.endswith("总题数: 50\n总正确数: 15\n总正确率: 30.00%")
+    assert text.endswith("总题数: 50\n总正确数: 15\n总正确率: 30.00% (letter)")
     assert "exam, letters: not distinguishable from chance (25.0%)" in text
     cloze = table(rows("cloze"))
     assert "exam, cloze, plain: not" in cloze and "exam, cloze, normalised: not" in cloze and "chosen" not in cloze
+    assert cloze.endswith("总正确率: 30.00% (cloze, plain)")
 
 
 def test_each_subject_of_c_eval_and_cmmlu_has_one_category():
@@ -238,3 +258,30 @@ def test_a_bad_file_is_told_before_the_model_is_loaded(monkeypatch, capsys, tmp_
     monkeypatch.setattr("common.flags.is_installed", lambda package: True)
     path = write(tmp_path / "exam.jsonl", {**GOOD, "answer": "Z"})
     assert f"{path}:1: 'answer' must be" in run_script(monkeypatch, capsys, "--data", str(path))
+
+
+def stand_ins(monkeypatch, **functions) -> None:
+    """In the place of the modules that need lm_eval."""
+    monkeypatch.setattr("common.flags.is_installed", lambda package: True)
+    monkeypatch.setitem(sys.modules, "inference.benchmarks", SimpleNamespace(**functions))
+    monkeypatch.setitem(sys.modules, "inference.harness", SimpleNamespace(HarnessModel=None))
+
+
+def test_missing_weights_are_told_before_the_network_is_asked(monkeypatch, capsys, tmp_path):
+    stand_ins(monkeypatch, known_tasks=lambda: pytest.fail("the network comes after the weights"))
+    assert "none.pth not found" in run_script(
+        monkeypatch, capsys, "--tasks", "cmmlu", "--weight", str(tmp_path / "none.pth")
+    )
+
+
+def test_all_missing_data_sets_are_told_at_once(monkeypatch, capsys, tmp_path):
+    """Five tasks took five attempts to learn of five data sets."""
+
+    def missing(manager, name, folder):
+        raise ValueError(f"{name} needs a data set")
+
+    stand_ins(monkeypatch, known_tasks=lambda: None, resolve_names=lambda manager, names: names, load_parts=missing)
+    model = toy_model(vocab_size=6400)
+    torch.save(model.state_dict(), tmp_path / "toy.pth")
+    error = run_script(monkeypatch, capsys, "--tasks", "cmmlu", "aclue", "--weight", str(tmp_path / "toy.pth"))
+    assert "cmmlu needs a data set" in error and "aclue needs a data set" in error, error
