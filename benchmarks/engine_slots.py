@@ -1,18 +1,18 @@
 """Which request is in which row at which step: two real runs, drawn. The picture of docs/engine_en.md.
 
-    python -m benchmarks.engine_slots --weights out/quickstart/full_sft_256.pth --out docs/images/engine_slots.png
+    python -m benchmarks.engine_slots --weights out/quickstart/full_sft_256.pth --out engine_slots.png
 
 The same questions, which arrive one after the other, are answered twice: in batches that begin when the one before has
 ended, and in rows that are given to the next request as soon as they are free. Greedy, so both give the same answers.
 """
 
 import argparse
+import colorsys
 import random
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -59,19 +59,29 @@ def run(batch: Batch, requests: list[Request], arrivals: list[int], wait_for_all
     return cells, answers
 
 
+def colour_of(request: int) -> tuple[float, float, float]:
+    """Steps of the golden ratio around the circle of hues, in two lightnesses: no two of some thirty are the same."""
+    hue = request * 0.618034 % 1
+    return colorsys.hls_to_rgb(hue, (0.6, 0.75)[request % 2], 0.7)
+
+
 def draw(axes: Axes, cells: list[Cell], max_rows: int, title: str) -> None:
-    """One square for each row and step: the colour is the request's, a dot marks the step that read its prompt."""
-    colours = matplotlib.colormaps["tab20"]
+    """One square for each row and step: the colour is the request's, a dot marks the step that read its prompt.
+
+    A row that ends changes places with the last one in use, so a request may go on in another row; it has its number in
+    every row in which it stays for more than one step.
+    """
     widths, labelled = Counter((cell.request, cell.row) for cell in cells), set()
     for cell in cells:
-        colour = colours(cell.request % 20)
+        colour = colour_of(cell.request)
         axes.add_patch(Rectangle((cell.step, cell.row), 1, 0.9, facecolor=colour, edgecolor="none"))
         if cell.reads_prompt:
             axes.plot(cell.step + 0.5, cell.row + 0.45, "k.", markersize=3)
         stretch = (cell.request, cell.row)
-        if stretch not in labelled and widths[stretch] > 3:  # there is room for a number
+        if stretch not in labelled and not cell.reads_prompt:  # the dot has the step before
             labelled.add(stretch)
-            axes.text(cell.step + 1.2, cell.row + 0.45, str(cell.request), fontsize=6, va="center")
+            wide = widths[stretch] > 3
+            axes.text(cell.step + 0.1, cell.row + 0.45, str(cell.request), fontsize=6 if wide else 4.5, va="center")
     steps = max(cell.step for cell in cells) + 1
     axes.set_ylim(max_rows, 0)
     axes.set_yticks([row + 0.45 for row in range(max_rows)], range(max_rows))
