@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from .architectures import ARCHITECTURES, native_architecture
 from .chat_format import ChatFormat
 from .folders import new_files, new_folder, write_folder
-from .gguf_file import modelfile, read_gguf_tensors, write_gguf
+from .gguf_file import modelfile, write_gguf
+from .gguf_reader import check_gguf, gguf_config, gguf_tensors
 from .LMConfig import LMConfig, config_fields
 from .loading import count_parameters, save_weights
 from .model import MiniMindForCausalLM
@@ -143,14 +144,16 @@ def convert_to_gguf(source: Source, path: Path, quantisation: str) -> str:
     """Write a GGUF file and, beside it, Ollama's Modelfile; returns how far its logits are from ours.
 
     Raises:
-        FileExistsError: there is something of these names. ValueError: llama.cpp has no such architecture.
+        FileExistsError: there is something of these names.
+        ValueError: llama.cpp has no such architecture, or the file, read on its own, is another model or tokenizer.
     """
     with new_files(*files_of(path)) as (weights, beside):
         model = source.model()
         _refuse_overflow(model, quantisation)
         write_gguf(weights, source.config, model.state_dict(), source.tokenizer, quantisation, name=path.stem)
-        read = MiniMindForCausalLM(source.config).eval()
-        read.load_state_dict(read_gguf_tensors(weights, source.config))
+        check_gguf(weights, source.config, source.tokenizer, SAMPLE)
+        read = MiniMindForCausalLM(gguf_config(weights)).eval()
+        read.load_state_dict(gguf_tensors(weights))
         difference = compare(model, read, source.tokenizer)
         if not difference <= (CLOSE if quantisation == "f32" else float("inf")):  # NaN is neither
             raise ValueError(f"{path} would hold other numbers than its source: nothing is left of it")

@@ -6,6 +6,7 @@ and "qwen3moe". The `gguf` package does the writing and the quantising; it is im
 """
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -27,6 +28,10 @@ _BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, 
 _DIGITS = {"type": "Digits", "individual_digits": True}
 PRE_TOKENIZERS = {"smollm": {"type": "Sequence", "pretokenizers": [_DIGITS, _BYTES]}, "gpt-2": _BYTES}
 """llama.cpp's name -> how a tokenizer of Hugging Face splits text into words before merging; MiniMind's until ours."""
+
+# Parts of a tokenizer of Hugging Face that change the ids and that GGUF cannot hold: None, False and "" are all "none".
+_NOT_IN_GGUF = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
+_NOT_IN_ADDED = ("single_word", "lstrip", "rstrip")
 
 _MODEL = {
     "model.embed_tokens.weight": "token_embd.weight",
@@ -58,6 +63,13 @@ def gguf_architecture(config: LMConfig) -> str:
         raise ValueError("llama.cpp does not know ernie4_5-moe with one expert per token: num_experts_per_tok is 1")
     if config.use_moe and not config.norm_topk_prob:
         raise ValueError("llama.cpp normalises the weights of a token's experts: norm_topk_prob is False")
+    scaling = config.rope_scaling or {}
+    for name, only in (("beta_fast", 32), ("beta_slow", 1)):  # it has keys for them, and reads them for other models
+        if (value := scaling.get(name, only)) != only:
+            raise ValueError(f"llama.cpp computes yarn with {name} {only} here: rope_scaling has {value}")
+    trained = scaling.get("original_max_position_embeddings", config.max_seq_len)
+    if trained != int(trained):
+        raise ValueError(f"GGUF holds original_max_position_embeddings as a whole number: rope_scaling has {trained}")
     return ARCHITECTURES[native_architecture(config)]
 
 
@@ -72,7 +84,8 @@ def write_gguf(
         tokenizer: byte-level BPE, of transformers.
 
     Raises:
-        ValueError: no architecture of llama.cpp computes the same; or rows that are no multiple of 32 in q8_0, q4_0.
+        ValueError: no architecture of llama.cpp computes the same; GGUF cannot hold all of the tokenizer; or rows that
+            are no multiple of 32 in q8_0, q4_0.
         OSError: the disk is full or not writable; nothing is left behind.
     """
     import gguf
@@ -114,6 +127,26 @@ def write_gguf(
         temporary.unlink(missing_ok=True)
 
 
+def open_gguf(path: Path):
+    """The reader of the `gguf` package, which ends where the file ends.
+
+    Its own takes what is declared for what is there: a list of 2**40 numbers in a file of 60 bytes is a loop of hours.
+
+    Raises:
+        ValueError, LookupError, ...: it is no GGUF file, cut off or damaged (UNREADABLE of common/tensor_files.py).
+    """
+    import gguf
+
+    class Bounded(gguf.GGUFReader):
+        def _get(self, offset, dtype, count=1, override_order=None):
+            end = offset + int(count) * np.dtype(dtype).itemsize
+            if end > len(self.data):
+                raise ValueError(f"it declares {end} bytes or more, and has {len(self.data)}")
+            return super()._get(offset, dtype, count, override_order)
+
+    return Bounded(path)
+
+
 def read_gguf_tensors(path: Path, config: LMConfig) -> dict[str, Tensor]:
     """The tensors of a file that `write_gguf` wrote, in our layout, as float32: what llama.cpp computes with.
 
@@ -122,7 +155,7 @@ def read_gguf_tensors(path: Path, config: LMConfig) -> dict[str, Tensor]:
     """
     import gguf
 
-    reader = gguf.GGUFReader(path)
+    reader = open_gguf(path)
     architecture = gguf_architecture(config)
     if (found := reader.fields["general.architecture"].contents()) != architecture:
         raise ValueError(f"{path} is of architecture {found}, not {architecture}")
@@ -203,6 +236,14 @@ def _add_rope_scaling(writer, config: LMConfig) -> None:
     writer.add_rope_scaling_factor(scaling["factor"])
     if kind == "yarn":
         writer.add_rope_scaling_orig_ctx_len(int(scaling.get("original_max_position_embeddings", config.max_seq_len)))
+        if "attention_factor" in scaling:
+            relative = scaling["attention_factor"] / paper_attention_factor(scaling["factor"])
+            writer.add_rope_scaling_attn_factors(relative)
+
+
+def paper_attention_factor(factor: float) -> float:
+    """Yarn's factor for cos and sin (arXiv 2309.00071 eq. 22); llama.cpp multiplies the one in a file by it."""
+    return 0.1 * math.log(factor) + 1.0
 
 
 def _name_of_splitting(pre_tokenizer: dict | None) -> str:
@@ -216,25 +257,44 @@ def _name_of_splitting(pre_tokenizer: dict | None) -> str:
     )
 
 
+def _refuse_what_gguf_lacks(content: dict, tokenizer) -> None:
+    """Raises ValueError for a part of a tokenizer (its tokenizer.json) that would be lost, and with it the ids."""
+    model = content["model"]
+    lost = [f"{name} {model[name]!r}" for name in _NOT_IN_GGUF if model.get(name)]
+    if model["type"] != "BPE":
+        lost.append(f"a model of type {model['type']}")
+    if content["normalizer"] is not None:
+        lost.append(f"the normalizer {json.dumps(content['normalizer'], ensure_ascii=False)}")
+    if tokenizer.num_special_tokens_to_add():
+        lost.append("a post_processor that adds tokens to a text")
+    for token in content["added_tokens"]:
+        lost += [f"{name} of {token['content']}" for name in _NOT_IN_ADDED if token[name]]
+    if lost:
+        raise ValueError(f"GGUF cannot hold this of the tokenizer: {'; '.join(lost)}")
+
+
 def _add_tokenizer(writer, tokenizer, vocab_size: int) -> None:
     """Byte-level BPE, with names for the rows of the embedding that have no token: llama.cpp wants one for each.
 
+    The id of a token is its place in the list: with tokens 0, 1 and 3 the list is [t0, t1, "[PAD2]", t3].
     Tags such as <think> are tokens that a prompt may hold as text, control tokens are not."""
     import gguf
 
     content = json.loads(tokenizer.backend_tokenizer.to_str())
-    ids = {**content["model"]["vocab"], **{token["content"]: token["id"] for token in content["added_tokens"]}}
-    tokens = sorted(ids, key=ids.get)
+    _refuse_what_gguf_lacks(content, tokenizer)
     special = {token["content"]: token["special"] for token in content["added_tokens"]}
-    types = []
-    for token in tokens:
+    tokens = [f"[PAD{row}]" for row in range(vocab_size)]
+    types = [gguf.TokenType.UNUSED] * vocab_size
+    for token, number in tokenizer.get_vocab().items():
+        if number >= vocab_size:
+            raise ValueError(f"the tokenizer's {token!r} is number {number}, and the model has {vocab_size} tokens")
+        if types[number] != gguf.TokenType.UNUSED:
+            raise ValueError(f"the tokenizer's {token!r} and {tokens[number]!r} are both number {number}")
+        tokens[number] = token
         if token not in special:
-            types.append(gguf.TokenType.NORMAL)
+            types[number] = gguf.TokenType.NORMAL
         else:
-            types.append(gguf.TokenType.CONTROL if special[token] else gguf.TokenType.USER_DEFINED)
-    for row in range(len(tokens), vocab_size):
-        tokens.append(f"[PAD{row}]")
-        types.append(gguf.TokenType.UNUSED)
+            types[number] = gguf.TokenType.CONTROL if special[token] else gguf.TokenType.USER_DEFINED
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in content["model"]["merges"]]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(_name_of_splitting(content["pre_tokenizer"]))

@@ -8,8 +8,10 @@ that llama.cpp computes with.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
+import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -17,8 +19,9 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from common.flags import is_installed
 from common.tensor_files import UNREADABLE, first_line
 
-from .gguf_file import ARCHITECTURES, PRE_TOKENIZERS, read_gguf_tensors
-from .LMConfig import LMConfig
+from .gguf_file import ARCHITECTURES, PRE_TOKENIZERS, open_gguf, paper_attention_factor, read_gguf_tensors
+from .LMConfig import LMConfig, config_fields
+from .rotary import rotary_frequencies
 
 # Metadata under the architecture's name -> field of LMConfig.
 FIELDS = {
@@ -41,6 +44,15 @@ SCALING = {
     "rope.scaling.factor": "factor",
     "rope.scaling.original_context_length": "original_max_position_embeddings",
 }
+ATTENTION_FACTOR = "rope.scaling.attn_factor"
+
+# Fields that say how to train or run, and those that are compared as what follows from them.
+NOT_COMPARED = (
+    *("hidden_dim", "multiple_of", "rope_theta", "rope_scaling", "norm_eps", "scoring_func"),
+    *("dropout", "flash_attn", "aux_loss_alpha", "seq_aux", "use_cache"),
+    *("bos_token_id", "eos_token_id", "pad_token_id"),  # the tokenizer's are compared
+)
+ONLY_IN_MIXTURES = ("num_experts_per_tok", "n_routed_experts", "n_shared_experts", "norm_topk_prob")
 
 
 def gguf_config(path: Path) -> LMConfig:
@@ -72,11 +84,16 @@ def gguf_config(path: Path) -> LMConfig:
             raise ValueError(f"{path} does not say {prefix}{key}: it is no whole model")
         fields[field] = settings.pop(key)
     scaling = {name: settings.pop(key) for key, name in SCALING.items() if key in settings}
-    if scaling.get("rope_type", "none") != "none":
-        fields["rope_scaling"] = scaling
-    for name in ("norm_eps", "rope_theta"):  # stored as float32: 1e-5 came back as 9.99999974e-06
-        fields[name] = float(f"{fields[name]:.7g}")
     try:
+        for name in ("norm_eps", "rope_theta"):
+            fields[name] = _decimal(fields[name])
+        if "factor" in scaling:
+            scaling = {"rope_type": "linear", **scaling, "factor": _decimal(scaling["factor"])}  # llama.cpp's default
+            if scaling["rope_type"] == "yarn" and ATTENTION_FACTOR in settings:
+                relative = settings.pop(ATTENTION_FACTOR)
+                scaling["attention_factor"] = _decimal(relative * paper_attention_factor(scaling["factor"]))
+        if scaling.get("rope_type", "none") != "none":
+            fields["rope_scaling"] = scaling
         config = LMConfig(**fields)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is no MiniMind: {first_line(error)}") from error
@@ -156,16 +173,58 @@ def gguf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
         raise ValueError(f"the tokenizer in {path} is damaged ({type(error).__name__}: {first_line(error)})") from error
 
 
+def check_gguf(path: Path, config: LMConfig, tokenizer: PreTrainedTokenizerBase, text: str) -> None:
+    """Read a GGUF file as if nothing were known of it, and compare with what was to be written.
+
+    Raises:
+        ValueError: its configuration computes something else, or its tokenizer makes other tokens out of `text` and all
+            added tokens: says what was lost.
+    """
+    read, read_tokenizer = gguf_config(path), gguf_tokenizer(path)
+    fields, read_fields = _computed(config), _computed(read)
+    lost = [f"{name} {value}, now {read_fields[name]}" for name, value in fields.items() if value != read_fields[name]]
+    if not math.isclose(config.norm_eps, read.norm_eps, rel_tol=1e-6):
+        lost.append(f"norm_eps {config.norm_eps}, now {read.norm_eps}")
+    (angles, factor), (read_angles, read_factor) = (rotary_frequencies(c, torch.device("cpu")) for c in (config, read))
+    same_angles = torch.allclose(angles, read_angles, rtol=1e-5, atol=0)
+    if not same_angles or not math.isclose(factor, read_factor, rel_tol=1e-6):
+        before, after = ((c.rope_theta, c.rope_scaling) for c in (config, read))
+        lost.append(f"rope_theta and rope_scaling {before}, now {after}")
+    sample = text + " ".join(tokenizer.get_added_vocab()) + text
+    parts = {
+        "the numbers of its tokens": lambda t: t.get_vocab(),
+        "its added tokens": lambda t: {n: (a.content, a.special) for n, a in t.added_tokens_decoder.items()},
+        "its merges": lambda t: json.loads(t.backend_tokenizer.to_str())["model"]["merges"],
+        "the tokens of a text": lambda t: t.encode(sample),
+        "the text of tokens": lambda t: t.decode(tokenizer.encode(sample)),
+        "its control tokens": lambda t: (t.bos_token_id, t.eos_token_id, t.unk_token_id, t.pad_token_id),
+        "its chat template": lambda t: t.chat_template or None,
+    }
+    lost += [f"the tokenizer: {name}" for name, part in parts.items() if part(tokenizer) != part(read_tokenizer)]
+    if lost:
+        raise ValueError(f"{path.name} would not hold all of the model, lost: {'; '.join(lost)}. Nothing is left of it")
+
+
+def _computed(config: LMConfig) -> dict[str, object]:
+    """The settings that must come back as they were."""
+    fields = {**config_fields(config), "intermediate_size": config.intermediate_size}
+    left_out = NOT_COMPARED if config.use_moe else NOT_COMPARED + ONLY_IN_MIXTURES
+    return {name: value for name, value in fields.items() if name not in left_out}
+
+
+def _decimal(value: float) -> float:
+    """What a float32 was before it was stored: 1e-5 came back as 9.99999974e-06."""
+    return float(f"{value:.7g}")
+
+
 def _metadata(path: Path) -> tuple[str, dict[str, object]]:
     """The architecture of a GGUF file, and its metadata."""
     if not is_installed("gguf"):
         raise ValueError(f"{path}: the package that reads it is missing; pip install gguf")
     if not path.is_file():
         raise FileNotFoundError(f"{path} not found: check the path")
-    import gguf
-
     try:
-        found = {name: field.contents() for name, field in gguf.GGUFReader(path).fields.items()}
+        found = {name: field.contents() for name, field in open_gguf(path).fields.items()}
         return str(found["general.architecture"]), found
     except UNREADABLE as error:
         raise ValueError(f"{path} is no GGUF file, or cut off or damaged ({first_line(error)})") from error
