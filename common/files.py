@@ -47,10 +47,31 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
 def remove_leftovers(path: Path) -> None:
     """Delete what killed processes left behind, under temporary names, when they were writing `path` or into it."""
     for leftover in [*path.glob(".*.tmp"), *path.parent.glob(f".{glob.escape(path.name)}.*.tmp")]:
+        if _writer_lives(leftover):
+            continue
         if leftover.is_dir() and not leftover.is_symlink():
             shutil.rmtree(leftover, ignore_errors=True)
         else:
             leftover.unlink(missing_ok=True)
+
+
+def _writer_lives(temporary: Path) -> bool:
+    """Whether another process, whose number the name ends with as in `.m.pth.4711.tmp`, still runs on this machine."""
+    number = temporary.name.split(".")[-2]
+    if not number.isdecimal() or int(number) == os.getpid() or os.name != "posix":
+        return False  # on Windows nobody can remove what another process holds open
+    try:
+        os.kill(int(number), 0)  # signal 0 is never sent: it asks whether it could be
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # of another user
+        return True
+    return True
+
+
+def is_special(path: str | Path) -> bool:
+    """Whether a pipe, a socket or a device lies there: who opens one may wait forever, or read without end."""
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 
 
 def sync_directory(directory: Path) -> None:

@@ -1,7 +1,9 @@
 """Files of tensors: written all or nothing, read without running code, and every byte checked."""
 
+import contextlib
 import hashlib
 import pickle
+import re
 import struct
 import zipfile
 from collections.abc import Iterator
@@ -10,7 +12,7 @@ from typing import BinaryIO
 
 import torch
 
-from .files import whole_file
+from .files import is_special, whole_file
 
 # What zipfile and torch.load raise on files that are cut off, damaged, foreign, or that try to run code.
 UNREADABLE = (
@@ -47,23 +49,58 @@ def read_torch_file(path: str | Path) -> object:
         OSError: it cannot be opened.
         UnreadableFile: it is no such archive, or cut off, or damaged, or holds more than tensors and plain values.
     """
-    with open(path, "rb") as file:
-        if file.read(4) != b"PK\x03\x04":
-            raise UnreadableFile("is not a PyTorch file, or its beginning is damaged")
-        try:
-            check_checksums(file)
-            file.seek(0)
-            value = torch.load(file, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            reason = "holds more than tensors and was not opened, it could run code of its author"
-            raise UnreadableFile(f"{reason} ({first_line(error)})") from error
-        except UNREADABLE as error:
-            raise UnreadableFile(f"is cut off or damaged ({type(error).__name__}: {first_line(error)})") from error
+    _check_beginning(path)
+    with open(path, "rb") as file, _reasons():
+        check_checksums(file)
+        file.seek(0)
+        value = torch.load(file, map_location="cpu", weights_only=True)
     for name, tensor in named_tensors(value):
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
             kind = "quantised" if tensor.is_quantized else "empty (meta)" if tensor.is_meta else "sparse"
             raise UnreadableFile(f"holds {kind} tensors, first {name}, where plain ones are needed")
     return value
+
+
+def map_torch_file(path: str | Path) -> object:
+    """The same in milliseconds, for names and shapes: no tensor is read before it is used, and no checksum is checked.
+
+    Raises: what `read_torch_file` raises.
+    """
+    _check_beginning(path)
+    with _reasons():
+        zipfile.ZipFile(path).close()  # what is cut off has no table of contents, which stands at the end
+        return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+
+
+def _check_beginning(path: str | Path) -> None:
+    """Raises UnreadableFile unless it is a file that begins as a zip archive does."""
+    if is_special(path):
+        raise UnreadableFile("is a pipe or a device, no file")
+    with open(path, "rb") as file:
+        beginning = file.read(4)
+    if not beginning:
+        raise UnreadableFile("is empty: damaged by a full disk or a broken download")
+    if beginning.startswith(b"\x80"):
+        raise UnreadableFile(
+            "is a bare pickle, as torch.save wrote it before PyTorch 1.6, and was not opened: save the model again "
+            "with today's torch.save, or as safetensors"
+        )
+    if beginning != b"PK\x03\x04":
+        raise UnreadableFile("is not a PyTorch file, or its beginning is damaged")
+
+
+@contextlib.contextmanager
+def _reasons() -> Iterator[None]:
+    """Raises UnreadableFile for whatever torch.load raises, which at code advises to let it run."""
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        what = f" ({refused[1]})" if refused else ""
+        reason = "holds more than tensors and was not opened, it could run code of its author"
+        raise UnreadableFile(reason + what) from error
+    except UNREADABLE as error:
+        raise UnreadableFile(f"is cut off or damaged ({type(error).__name__}: {first_line(error)})") from error
 
 
 def check_checksums(file: BinaryIO | Path) -> None:
@@ -77,6 +114,11 @@ def check_checksums(file: BinaryIO | Path) -> None:
 
 def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [""])[0]
+
+
+def one_line(error: Exception) -> str:
+    """The whole message: some name the field in their first line, and what is wrong with it in the next."""
+    return " ".join(str(error).split())
 
 
 def digest(tensors: dict[str, torch.Tensor], described: str = "") -> str:

@@ -22,11 +22,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 
 from common.files import remove_leftovers
 from common.tensor_files import (
-    UNREADABLE,
     UnreadableFile,
     check_checksums,
-    first_line,
     is_state_dict,
+    map_torch_file,
+    one_line,
     read_torch_file,
 )
 
@@ -46,6 +46,26 @@ from .sizes import misfits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+# What a config.json of our own model_type may say besides, where MiniMind can do one thing only.
+FIXED = {
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "partial_rotary_factor": 1.0,
+    "scoring_func": "softmax",
+    "tie_word_embeddings": True,
+}
+# What MiniMind's own code makes of "inference_rope_scaling": true in a config.json.
+INFERENCE_ROPE_SCALING = {
+    "rope_type": "yarn",
+    "factor": 16.0,
+    "original_max_position_embeddings": 2048,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "attention_factor": 1.0,
+}
 
 
 def read_folder(path: str | Path) -> tuple[LMConfig, dict[str, Tensor]]:
@@ -87,7 +107,8 @@ def _understood(path: Path, read: Callable[[Path], dict[str, Tensor]]) -> tuple[
         kind = NotMiniMind if isinstance(error, NotMiniMind) else ValueError
         raise kind(f"{path}: {error}") from error
     except Exception as error:  # of transformers, at a config.json with values that make no sense
-        raise ValueError(f"{path / 'config.json'}: {type(error).__name__}: {first_line(error)}") from error
+        problem = f"{type(error).__name__}: {one_line(error)}"
+        raise ValueError(f"{path / 'config.json'}: {problem}: correct it, or copy the one of the release") from error
 
 
 def load_foreign(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -111,7 +132,7 @@ def load_foreign(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizer
             ignore_mismatched_sizes=True,
         )
     except Exception as error:  # of transformers, and of the packages that a config.json may ask for
-        raise ValueError(f"{path} cannot be read ({type(error).__name__}: {first_line(error)})") from error
+        raise ValueError(f"{path} cannot be read ({type(error).__name__}: {one_line(error)})") from error
     if any(found.values()):
         raise ValueError(_misfit(path, type(model).__name__, found))
     check_finite(path, model.state_dict(), make_with=None)
@@ -139,21 +160,57 @@ def config_of_any_age(fields: dict, tensors: dict[str, Tensor], layout: Layout) 
     Args:
         fields: of config.json.
         tensors: of the same folder: they show what old files do not say.
+
+    Raises:
+        ValueError: it says something that MiniMind does not compute, with each value and the one expected.
     """
     names = {**LMConfig.attribute_map, "intermediate_size": "hidden_dim", "moe_intermediate_size": "hidden_dim"}
     known = {name: name for name in config_fields(LMConfig())} | names
     own = {known[name]: value for name, value in fields.items() if name in known and value is not None}
     if rope := fields.get("rope_parameters"):  # as transformers 5 writes the two fields
-        scaling = dict(rope)
+        scaling = _rope_scaling(rope)
         own["rope_theta"] = scaling.pop("rope_theta", own.get("rope_theta", 1e6))
-        own["rope_scaling"] = None if scaling.get("rope_type", "default") == "default" else scaling
+        own["rope_scaling"] = scaling if "rope_type" in scaling else None
     elif layout.pairs and "rope_theta" not in fields:
         own["rope_theta"] = 1e4  # 2024-09 had no such field: it was a constant
+    if fields.get("inference_rope_scaling") and own.get("rope_scaling") is None:
+        own["rope_scaling"] = INFERENCE_ROPE_SCALING
     own["qk_norm"] = any(name.endswith("self_attn.q_norm.weight") for name in tensors)
     if own.get("use_moe"):
         own["use_moe"] = bool(own["use_moe"])
         own["n_shared_experts"] = any(".shared_experts." in name for name in tensors)
-    return LMConfig(**own)
+    config = LMConfig(**own)
+    expected = {**FIXED, "head_dim": config.head_dim}
+    differing = [
+        f"{name} is {fields[name]!r}, not {value!r}"
+        for name, value in expected.items()
+        if fields.get(name) is not None and fields[name] != value
+    ]
+    if fields.get("inference_rope_scaling") not in (None, True, False):
+        differing.append(f"inference_rope_scaling is {fields['inference_rope_scaling']!r}, not True or False")
+    if differing:
+        raise ValueError(f"its config.json describes no MiniMind: {'; '.join(differing)}")
+    return config
+
+
+def _rope_scaling(rope: object) -> dict[str, object]:
+    """What `rope_parameters` of a config.json say, without what says nothing; no rope_type: no scaling.
+
+    Example: {"rope_theta": 1e6, "rope_type": "default", "partial_rotary_factor": 1.0} -> {"rope_theta": 1e6}
+
+    Raises: ValueError: they are no table, or hold what only some types have, such as a factor, and name no type.
+    """
+    if not isinstance(rope, dict):
+        raise ValueError(f'rope_parameters is {rope!r}, not a table like {{"rope_type": "default", "rope_theta": 1e6}}')
+    said = {name: value for name, value in rope.items() if value is not None}
+    if said.get("partial_rotary_factor") == 1:
+        del said["partial_rotary_factor"]  # all channels turn
+    if said.get("rope_type", said.get("type", "default")) != "default":
+        return said
+    said = {name: value for name, value in said.items() if name not in ("rope_type", "type")}
+    if unknown := sorted(said.keys() - {"rope_theta"}):
+        raise ValueError(f"rope_parameters of type default have rope_theta alone, and no {', '.join(unknown)}")
+    return said
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -164,13 +221,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """
     tensors: dict[str, Tensor] = {}
     for file in _weight_files(path):
-        try:
-            part = load_file(file) if file.suffix == ".safetensors" else read_torch_file(file)
-        except (SafetensorError, UnreadableFile) as error:
-            raise ValueError(f"{file} cannot be read: {error}") from error
-        if not is_state_dict(part):
-            raise ValueError(f"{file} is not a state dict, a table from names to tensors")
-        tensors |= part
+        with _reasons(file):
+            tensors |= load_file(file) if file.suffix == ".safetensors" else _state_dict(read_torch_file(file))
     return tensors
 
 
@@ -178,18 +230,30 @@ def read_shapes_of_folder(path: Path) -> dict[str, Tensor]:
     """The same tensors without their numbers (on the device "meta"); raises what `read_tensors` raises."""
     shapes: dict[str, tuple[int, ...]] = {}
     for file in _weight_files(path):
-        try:
+        with _reasons(file):
             if file.suffix == ".safetensors":
                 with safe_open(file, "pt") as opened:
                     shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}
             else:
-                part = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-                if not is_state_dict(part):
-                    raise ValueError("it is not a state dict, a table from names to tensors")
-                shapes |= {name: tuple(tensor.shape) for name, tensor in part.items()}
-        except (SafetensorError, *UNREADABLE) as error:
-            raise ValueError(f"{file} cannot be read: {first_line(error)}") from error
+                shapes |= {name: tuple(tensor.shape) for name, tensor in _state_dict(map_torch_file(file)).items()}
     return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+
+
+def _state_dict(value: object) -> dict[str, Tensor]:
+    if not is_state_dict(value):
+        raise UnreadableFile("is not a state dict, a table from names to tensors")
+    return value
+
+
+@contextlib.contextmanager
+def _reasons(file: Path) -> Iterator[None]:
+    """Raises ValueError, with the file and a remedy, for what the libraries say of a file that they cannot read."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise ValueError(f"{file} is cut off or damaged ({one_line(error)}): copy or make it again") from error
+    except UnreadableFile as error:
+        raise ValueError(f"{file} {error}: copy or make it again") from error
 
 
 def _weight_files(path: Path) -> list[Path]:
@@ -199,6 +263,8 @@ def _weight_files(path: Path) -> list[Path]:
         raise FileNotFoundError(f"{path} holds no weights: *.safetensors or pytorch_model*.bin are needed")
     if missing := _named_in_index(path, files[0].suffix) - {file.name for file in files}:
         raise FileNotFoundError(f"{path} lacks {', '.join(sorted(missing))}, which its index names: copy it whole")
+    if others := [file for file in files if not file.is_file()]:
+        raise ValueError(f"{others[0]} is a folder, a pipe, a device or a broken link, no file: copy the file itself")
     return files
 
 
@@ -305,8 +371,29 @@ def new_files(*paths: Path) -> Iterator[list[Path]]:
     with _temporary_directory(paths[0]) as temporary:
         written = [temporary / path.name for path in paths]
         yield written
-        for file, path in reversed(list(zip(written, paths, strict=True))):
-            os.replace(file, path)
+        placed: list[Path] = []
+        try:
+            for file, path in reversed(list(zip(written, paths, strict=True))):
+                _place(file, path)
+                placed.append(path)
+        except OSError:
+            for path in placed:
+                path.unlink()
+            raise
+
+
+def _place(file: Path, path: Path) -> None:
+    """Give a file another name, which os.replace would take from whatever got it while this one was written.
+
+    Raises:
+        FileExistsError: there is something of that name.
+    """
+    try:
+        os.link(file, path)
+    except OSError as error:
+        if os.path.lexists(path):
+            raise FileExistsError(f"{path} exists since a moment ago: choose another name, or remove it") from error
+        file.rename(path)  # no hard links here, as on memory sticks
 
 
 @contextlib.contextmanager

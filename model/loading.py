@@ -135,7 +135,7 @@ def load_tokenizer(path: str | Path = TOKENIZER_DIR) -> PreTrainedTokenizerBase:
 
     Raises:
         FileNotFoundError: there is none; names the command that makes it.
-        ValueError: it is damaged.
+        ValueError: it is damaged, or needs code of its author.
     """
     from transformers import AutoTokenizer  # and with it a table of every architecture, which --help does not need
 
@@ -144,6 +144,11 @@ def load_tokenizer(path: str | Path = TOKENIZER_DIR) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except UNREADABLE as error:
+        if "custom code" in str(error):
+            raise ValueError(
+                f"the tokenizer in {path} needs code of its author (auto_map in tokenizer_config.json), which is never "
+                "run: pass another tokenizer with --tokenizer_path"
+            ) from error
         raise ValueError(
             f"the tokenizer in {path} is damaged: copy it again ({type(error).__name__}: {first_line(error)})"
         ) from error

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from common.files import is_special
+
 from .layouts import recognise, to_ours
 from .LMConfig import LMConfig
 from .loading import fill, make_command, new_model, read_state_dict, require_weights
@@ -65,6 +67,8 @@ def has_config(path: str | Path) -> bool:
 
 def kind_of(path: Path) -> str:
     """ "pth", "gguf" or "folder"; what is not there is what its name says. ValueError for another kind of file."""
+    if is_special(path):
+        raise ValueError(f"{path} is a pipe or a device, no file: pass a .pth or .gguf file, or a folder")
     if path.suffix in (".pth", ".gguf") and not path.is_dir():
         return path.suffix[1:]
     if path.suffix == ".safetensors" and path.is_file():

@@ -21,8 +21,8 @@ from pathlib import Path
 import torch
 import transformers
 
-from common.files import crc32, whole_file
-from common.tensor_files import UNREADABLE, is_state_dict
+from common.files import crc32, is_special, whole_file
+from common.tensor_files import UNREADABLE, is_state_dict, map_torch_file
 
 from .layouts import recognise, to_ours
 from .LMConfig import LMConfig, config_fields
@@ -49,6 +49,8 @@ def fingerprint(weights: str | Path) -> str:
         OSError, ValueError and the like (UNREADABLE): it is not there, or no file of torch.save.
     """
     weights = Path(weights)
+    if is_special(weights):
+        raise ValueError(f"{weights} is a pipe or a device, no file")
     if weights.is_dir():
         is_peft = (weights / "adapter_config.json").is_file() and not (weights / "config.json").is_file()
         config = weights / ("adapter_config.json" if is_peft else "config.json")
@@ -178,7 +180,7 @@ def read_shapes(weights: str | Path) -> tuple[Shapes, str] | None:
     None if it cannot be read. Raises ValueError for names of no layout, or those of an adapter.
     """
     try:
-        tensors = torch.load(weights, map_location="cpu", mmap=True, weights_only=True)
+        tensors = map_torch_file(weights)
         if not is_state_dict(tensors):
             return None
         without_data = {name: torch.empty(tensor.shape, device="meta") for name, tensor in tensors.items()}

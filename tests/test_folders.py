@@ -1,6 +1,8 @@
 """model/folders.py: a MiniMind folder of any age, or of an architecture that computes the same, is read whole."""
 
 import json
+import os
+import pickle
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from model.architectures import LAYOUT_OF, to_transformers
-from model.folders import read_folder
+from model.folders import folder_config, new_files, read_folder
 from model.layouts import LAYOUTS, from_ours
 from model.LMConfig import LMConfig, config_fields
 from model.model import MiniMindForCausalLM
@@ -79,6 +81,17 @@ TODAY = {**V2504, "num_key_value_heads": 4, "rms_norm_eps": 1e-6, "head_dim": 4,
             {"n_kv_heads": 4, "qk_norm": True, "norm_eps": 1e-6, "rope_theta": 1e5, "rope_scaling": {
              "rope_type": "yarn", "factor": 16, "original_max_position_embeddings": 2048, "attention_factor": 1.0}},
         ),
+        (
+            {**TODAY, "inference_rope_scaling": True},
+            "2025-04",
+            {"n_kv_heads": 4, "qk_norm": True, "norm_eps": 1e-6, "rope_scaling": {
+             "rope_type": "yarn", "factor": 16, "original_max_position_embeddings": 2048, "attention_factor": 1.0}},
+        ),
+        (
+            {**V2504, "rope_parameters": {"rope_theta": 1e5, "rope_type": "default", "partial_rotary_factor": 1.0}},
+            "2025-04",
+            {"rope_theta": 1e5},
+        ),
     ],
 )  # fmt: skip
 def test_minimind_folders_of_every_age(fields, layout, ours, safetensors, tmp_path):
@@ -121,7 +134,18 @@ def test_a_model_in_several_files_needs_them_all(tmp_path):
     "changes, reason",
     [
         ({"n_layers": 10**9}, "says n_layers 1000000000, but its tensors show 2"),
-        ({"rope_parameters": 5}, "int"),
+        ({"rope_parameters": 5}, "rope_parameters is 5, not a table"),
+        ({"rope_parameters": [1]}, r"rope_parameters is \[1\], not a table"),
+        ({"rope_parameters": {"full": {"rope_type": "yarn"}}}, "rope_theta alone, and no full"),
+        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "no partial_rotary_factor"),
+        ({"rope_parameters": {"rope_theta": 1e6, "factor": 4.0}}, "rope_theta alone, and no factor"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu', not 'silu'"),
+        ({"attention_bias": True}, "attention_bias is True, not False"),
+        ({"scoring_func": "sigmoid"}, "scoring_func is 'sigmoid', not 'softmax'"),
+        ({"tie_word_embeddings": False}, "tie_word_embeddings is False, not True"),
+        ({"head_dim": 64}, "head_dim is 64, not 4"),
+        ({"inference_rope_scaling": "yes"}, "inference_rope_scaling is 'yes', not True or False"),
+        ({"model_type": "llama", "tie_word_embeddings": 0.5}, "tie_word_embeddings.* expected bool.*0.5.*correct it"),
         ({"model_type": "llama", "num_hidden_layers": [1]}, "num_hidden_layers"),
         ({"model_type": ["llama"]}, "unhashable"),
     ],
@@ -165,13 +189,68 @@ def test_what_is_no_minimind_is_refused(tmp_path):
             read_folder(tmp_path)
 
 
-def test_damaged_weights_are_refused(tmp_path):
+class Code:
+    def __reduce__(self):
+        return os.system, ("exit 0",)
+
+
+@pytest.mark.parametrize("read", [read_folder, folder_config])
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_weights_that_cannot_be_read_are_told_with_a_remedy(name, read, tmp_path):
+    """Reading shapes alone repeated PyTorch's advice to let the file's code run."""
     model = random_model()
-    for safetensors in (True, False):
-        write(tmp_path, to_transformers(model.config, "llama").to_dict(), model.state_dict(), safetensors=safetensors)
-        file = next(tmp_path.glob("*.safetensors" if safetensors else "*.bin"))
-        whole = file.read_bytes()
-        file.write_bytes(whole[: len(whole) // 2])
-        with pytest.raises(ValueError, match=f"{file.name} cannot be read"):
-            read_folder(tmp_path)
-        file.unlink()
+    is_bin = name.endswith(".bin")
+    write(tmp_path, to_transformers(model.config, "llama").to_dict(), model.state_dict(), safetensors=not is_bin)
+    whole = (tmp_path / name).read_bytes()
+    contents = {whole[: len(whole) // 2]: "is cut off or damaged"}
+    if is_bin:
+        torch.save({"x": Code()}, tmp_path / "code")
+        torch.save(model.state_dict(), tmp_path / "old", _use_new_zipfile_serialization=False)
+        torch.save([1], tmp_path / "list")
+        contents |= {
+            (tmp_path / "code").read_bytes(): "holds more than tensors and was not opened",
+            (tmp_path / "old").read_bytes(): "is a bare pickle, as torch.save wrote it before PyTorch 1.6",
+            pickle.dumps(Code()): "is a bare pickle",
+            (tmp_path / "list").read_bytes(): "is not a state dict",
+            b"": "is empty",
+            b"text": "is not a PyTorch file",
+        }
+    for content, reason in contents.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=f"{name} {reason}.*: copy or make it again") as refused:
+            read(tmp_path)
+        assert "weights_only" not in str(refused.value) and "mmap" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "extra.safetensors", "pytorch_model.bin"])
+def test_a_pipe_among_the_weights_is_refused_at_once(name, tmp_path):
+    """Whoever opened it waited forever."""
+    model = random_model()
+    write(tmp_path, to_transformers(model.config, "llama").to_dict(), model.state_dict())
+    if name != "extra.safetensors":
+        (tmp_path / "model.safetensors").unlink()
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ValueError, match=f"{name} is a folder, a pipe"):
+        read_folder(tmp_path)
+
+
+def test_new_files_take_no_place_that_was_taken_meanwhile(tmp_path):
+    """They replaced what another program had written in between."""
+    weights, beside = tmp_path / "m.pth", tmp_path / "m.json"
+    with pytest.raises(FileExistsError, match="m.pth exists since a moment ago"):
+        with new_files(weights, beside) as written:
+            for file in written:
+                file.write_text("ours")
+            weights.write_text("theirs")
+    assert weights.read_text() == "theirs" and [path.name for path in tmp_path.iterdir()] == ["m.pth"]
+
+
+def test_two_that_write_the_same_do_not_remove_each_others_files(tmp_path):
+    """The second to start removed the directory of the first, which then failed."""
+    running = tmp_path / f".m.pth.{os.getppid()}.tmp"
+    killed = tmp_path / f".m.pth.{2**31 - 1}.tmp"
+    running.mkdir()
+    killed.mkdir()
+    with new_files(tmp_path / "m.pth") as written:
+        written[0].write_text("ours")
+    assert running.is_dir() and not killed.exists() and (tmp_path / "m.pth").read_text() == "ours"

@@ -1,6 +1,7 @@
 """model/opening.py and model/vocabulary.py: whatever names a model opens it, everywhere, with the right tokenizer."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from unittest.mock import patch
@@ -252,12 +253,16 @@ def strangers(place: Path, models: dict[str, Path]) -> dict[str, str]:
     whole = (models["ours"] / "m.gguf").read_bytes()
     (place / "short.gguf").write_bytes(whole[: len(whole) // 2])
     (place / "theirs.gguf").write_bytes(whole.replace(b"llama", b"gemma"))
-    for name in ("code", "short", "bare", "gpt2", "size"):
+    for name in ("code", "short", "bare", "gpt2", "size", "own"):
         shutil.copytree(folder, place / name)
     (place / "code" / "model.safetensors").unlink()
     torch.save({"model.embed_tokens.weight": Trap(place / "trap")}, place / "code" / "pytorch_model.bin")
     (place / "short" / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:9000])
     (place / "bare" / "tokenizer.json").unlink()
+    os.mkfifo(place / "pipe.pth")
+    os.mkfifo(place / "pipe.gguf")
+    theirs = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", None]}}
+    (place / "own" / "tokenizer_config.json").write_text(json.dumps(theirs))
     AutoConfig.for_model("gpt2").save_pretrained(place / "gpt2")
     fields = json.loads((folder / "config.json").read_text())
     (place / "size" / "config.json").write_text(json.dumps({**fields, "num_hidden_layers": 3}))
@@ -271,8 +276,11 @@ def strangers(place: Path, models: dict[str, Path]) -> dict[str, str]:
         "text.gguf": "is no GGUF file",
         "short.gguf": "is no GGUF file, or cut off",
         "theirs.gguf": "is a model of architecture 'gemma'",
-        "code": "pytorch_model.bin cannot be read",
-        "short": "model.safetensors cannot be read",
+        "code": "pytorch_model.bin holds more than tensors and was not opened",
+        "short": "model.safetensors is cut off or damaged",
+        "pipe.pth": "pipe.pth is a pipe or a device, no file",
+        "pipe.gguf": "pipe.gguf is a pipe or a device, no file",
+        "own": "own needs code of its author",
         "bare": "bare holds no tokenizer.json",
         "gpt2": "gpt2",
         "size": "says n_layers 3, but its tensors show 2",
