@@ -45,18 +45,20 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Delete what killed processes left behind, under temporary names, when they were writing `path` or into it."""
+    """Delete what killed processes left behind, under temporary names, when they were writing `path` or into it.
+
+    A directory stays while the process lives that makes it. Files of a run go: its lock (`locked`) keeps others out.
+    """
     for leftover in [*path.glob(".*.tmp"), *path.parent.glob(f".{glob.escape(path.name)}.*.tmp")]:
-        if _writer_lives(leftover):
-            continue
         if leftover.is_dir() and not leftover.is_symlink():
-            shutil.rmtree(leftover, ignore_errors=True)
+            if not _writer_lives(leftover):
+                shutil.rmtree(leftover, ignore_errors=True)
         else:
             leftover.unlink(missing_ok=True)
 
 
 def _writer_lives(temporary: Path) -> bool:
-    """Whether another process, whose number the name ends with as in `.m.pth.4711.tmp`, still runs on this machine."""
+    """Whether another process, whose number the name ends with as in `.m.4711.tmp`, still runs on this machine."""
     number = temporary.name.split(".")[-2]
     if not number.isdecimal() or int(number) == os.getpid() or os.name != "posix":
         return False  # on Windows nobody can remove what another process holds open
