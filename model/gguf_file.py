@@ -66,10 +66,15 @@ def gguf_architecture(config: LMConfig) -> str:
     scaling = config.rope_scaling or {}
     for name, only in (("beta_fast", 32), ("beta_slow", 1)):  # it has keys for them, and reads them for other models
         if (value := scaling.get(name, only)) != only:
-            raise ValueError(f"llama.cpp computes yarn with {name} {only} here: rope_scaling has {value}")
+            raise ValueError(
+                f"llama.cpp computes yarn with {name} {only} here: rope_scaling has {value}; convert to a folder"
+            )
     trained = scaling.get("original_max_position_embeddings", config.max_seq_len)
     if trained != int(trained):
-        raise ValueError(f"GGUF holds original_max_position_embeddings as a whole number: rope_scaling has {trained}")
+        raise ValueError(
+            f"GGUF holds original_max_position_embeddings as a whole number: rope_scaling has {trained}; "
+            "convert to a folder"
+        )
     return ARCHITECTURES[native_architecture(config)]
 
 
@@ -270,7 +275,7 @@ def _refuse_what_gguf_lacks(content: dict, tokenizer) -> None:
     for token in content["added_tokens"]:
         lost += [f"{name} of {token['content']}" for name in _NOT_IN_ADDED if token[name]]
     if lost:
-        raise ValueError(f"GGUF cannot hold this of the tokenizer: {'; '.join(lost)}")
+        raise ValueError(f"GGUF cannot hold this of the tokenizer: {'; '.join(lost)}. Convert to a folder")
 
 
 def _add_tokenizer(writer, tokenizer, vocab_size: int) -> None:
