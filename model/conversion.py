@@ -18,7 +18,7 @@ from .gguf_reader import check_gguf, gguf_config, gguf_tensors
 from .LMConfig import LMConfig, config_fields
 from .loading import count_parameters, save_weights
 from .model import MiniMindForCausalLM
-from .model_card import model_card
+from .model_card import Address, local_name, model_card
 from .onnx_file import onnx_logits, write_onnx
 from .opening import Source, describe, read_tensors
 from .own_code import logits_elsewhere
@@ -70,13 +70,16 @@ def choose_architecture(config: LMConfig) -> str:
         raise ValueError(f"{error}; --architecture minimind writes a folder with our own class and its code") from error
 
 
-def convert_to_folder(source: Source, path: Path, model_type: str | None, stored: str) -> str:
+def convert_to_folder(
+    source: Source, path: Path, model_type: str | None, stored: str, address: Address | None = None
+) -> str:
     """Write a folder of transformers; returns how far its logits are from ours.
 
     Args:
         model_type: the architecture (architectures.py), or "minimind" for our own class with its code; None takes the
             native one.
         stored: "f32", "f16" or "bf16".
+        address: for the model card; by default the folder's.
 
     Raises:
         FileExistsError: there is something of that name. ValueError: no such architecture, or other logits.
@@ -91,8 +94,9 @@ def convert_to_folder(source: Source, path: Path, model_type: str | None, stored
         record = read_record(source.path)[0] if source.path.is_file() else None
         if source.adapter:
             record = facts_of(source)
+        address = address or Address(local_name(path))
         card = model_card(
-            path.name, source.config, count_parameters(model), architecture, stored, record or {}, source.tokenizer
+            address, source.config, count_parameters(model), architecture, stored, record or {}, source.tokenizer
         )
         (temporary / "README.md").write_text(card, encoding="utf-8")
 

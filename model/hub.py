@@ -7,11 +7,14 @@ are not read here. Other addresses, such as a mirror: HF_ENDPOINT, MODELSCOPE_EN
 import contextlib
 import glob
 import re
+import shlex
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
 from common.flags import is_installed, non_empty
+
+from .model_card import Address, local_name
 
 PACKAGES = {"huggingface": "huggingface_hub", "modelscope": "modelscope_hub"}
 LOGIN = {
@@ -19,6 +22,7 @@ LOGIN = {
     "modelscope": "modelscope login --token TOKEN, or set MODELSCOPE_API_TOKEN",
 }
 COMMANDS = {"huggingface": "hf upload", "modelscope": "modelscope upload"}
+ENDPOINTS = {"huggingface": "HF_ENDPOINT", "modelscope": "MODELSCOPE_ENDPOINT"}
 MESSAGE = "Upload a MiniMind"
 MADE_BY_HUBS = {
     ".gitattributes",
@@ -36,6 +40,10 @@ def add_push_flags(parser) -> None:
     group = parser.add_argument_group("upload", "what was written, after it was compared")
     group.add_argument("--push", type=non_empty, metavar="OWNER/NAME", help="to this repository, made if it is new")
     group.add_argument("--hub", choices=PACKAGES, default="huggingface", help="of which hub (%(default)s)")
+    group.add_argument(
+        "--license", metavar="ID", default="",
+        help="for the model card of a folder, as the hub spells it, e.g. apache-2.0; without it, left open there",
+    )  # fmt: skip
     group.add_argument("--private", action="store_true", help="only you can see the repository")
     group.add_argument("--replace", action="store_true", help="replace what the repository holds")
 
@@ -45,6 +53,10 @@ def push_problems(args: Namespace) -> list[str]:
     problems = []
     if args.push and not re.fullmatch(r"[\w.-]+/[\w.-]+", args.push):
         problems.append(f"--push {args.push}: must be OWNER/NAME, e.g. me/MiniMind2-Small")
+    if args.license and not re.fullmatch(r"[a-z0-9.-]+", args.license):
+        problems.append(f"--license {args.license}: must be an identifier of the hub, e.g. apache-2.0, mit, cc-by-4.0")
+    if args.license and args.to != "transformers":
+        problems.append(f"--license {args.license}: only a folder has a model card; leave it out")
     if args.push and not is_installed(PACKAGES[args.hub]):
         problems.append(f"--push: the package is missing; pip install {PACKAGES[args.hub]}")
     if not args.push and (args.private or args.replace):
@@ -96,8 +108,30 @@ def upload(hub: str, repo_id: str, path: Path, beside: list[Path], *, private: b
             send = _send_huggingface if hub == "huggingface" else _send_modelscope
             return send(repo_id, files, private, path.is_dir() and replace)
     except HubError as error:
-        later = f"{COMMANDS[hub]} {repo_id} {path}" + (" ." if hub == "huggingface" and path.is_dir() else "")
+        later = upload_command(hub, repo_id, files if path.is_file() else [path])
         raise HubError(f"not uploaded: {error}. {path} is whole: `{later}` uploads it as it is") from error
+
+
+def upload_command(hub: str, repo_id: str, paths: list[Path]) -> str:
+    """The client's own command that uploads a folder, or files one after the other."""
+    commands = []
+    for path in paths:
+        words = [*COMMANDS[hub].split(), repo_id, str(path)]
+        if hub == "huggingface" and path.is_dir():
+            words.append(".")
+        commands.append(shlex.join(words))
+    return " && ".join(commands)
+
+
+def address_of(args: Namespace) -> Address:
+    """What the model card of a folder names: the repository if it is uploaded, else the folder."""
+    if not args.push:
+        return Address(local_name(Path(args.target)), license=args.license)
+    folder = args.push.partition("/")[2]
+    if args.hub == "huggingface":
+        return Address(args.push, f"hf download {args.push} --local-dir {folder}", args.license)
+    # transformers looks for OWNER/NAME on huggingface.co alone.
+    return Address(folder, f"modelscope download --model {args.push} --local_dir {folder}", args.license)
 
 
 def _send_huggingface(repo_id: str, files: list[Path], private: bool, is_whole: bool) -> str:
@@ -180,8 +214,10 @@ def _reason(hub: str, repo_id: str, error: Exception) -> str:
     name = type(error).__name__
     response = getattr(error, "response", None)
     status = getattr(error, "status_code", None) or getattr(response, "status_code", None)
-    if status == 401 or name in ("LocalTokenNotFoundError", "AuthenticationError"):
-        return f"{hub} knows no such token, or there is none here: {LOGIN[hub]}"
+    if name == "LocalTokenNotFoundError" or (name == "AuthenticationError" and status is None):
+        return f"there is no token of {hub} on this machine: {LOGIN[hub]}"
+    if status == 401:
+        return f"{hub} knows no such token (mistyped, revoked or expired): {LOGIN[hub]}"
     if status == 403:
         return (
             f"{hub} does not let this token write to {repo_id}: take one with write access, or a repository of your own"
@@ -191,4 +227,7 @@ def _reason(hub: str, repo_id: str, error: Exception) -> str:
     said = (str(error).strip().splitlines() or [name])[0][:200]
     if status is not None:
         return f"{hub} answers {status} to {repo_id}: {said}"
-    return f"no connection to {hub}, or it broke ({name}: {said}): try again later"
+    return (
+        f"no connection to {hub}, or it broke ({name}: {said}): try again later, convert without --push, or set "
+        f"{ENDPOINTS[hub]} to a mirror"
+    )

@@ -5,26 +5,53 @@ user's to choose. A figure that no record holds is not there.
 """
 
 from collections.abc import Mapping
-from pathlib import PurePath
+from dataclasses import dataclass
+from pathlib import Path, PurePath
 
 from transformers import PreTrainedTokenizerBase
 
 from .LMConfig import LMConfig
 
 LABELS = {
-    "stage": "stage",
-    "data": "data",
-    "started_from": "started from",
-    "adapter": "LoRA adapter merged in",
-    "step": "optimizer steps",
-    "tokens": "tokens",
-    "heldout": "on held-out data",
+    "stage": "阶段 stage",
+    "data": "数据 data",
+    "started_from": "起点 started from",
+    "adapter": "并入的 LoRA adapter merged in",
+    "step": "优化器步数 optimizer steps",
+    "tokens": "token 数 tokens",
+    "heldout": "留出数据上 on held-out data",
 }
 """What is told of a record, in this order; each is there or not."""
 
 
+@dataclass(frozen=True)
+class Address:
+    """Where a model is to be found, and under which license.
+
+    Attributes:
+        name: what from_pretrained takes: a folder, or OWNER/NAME on huggingface.co.
+        download: the command that fetches the repository OWNER/NAME into the folder NAME; "" for a local folder.
+        license: its identifier on the hub; "" if nobody has chosen one.
+    """
+
+    name: str
+    download: str = ""
+    license: str = ""
+
+    @property
+    def folder(self) -> str:
+        """The folder on the reader's machine."""
+        return PurePath(self.name).name if self.download else self.name
+
+
+def local_name(path: Path) -> str:
+    """A folder as seen from the working directory; outside of it only its name: the card may be published."""
+    path, here = path.absolute(), Path.cwd()
+    return path.relative_to(here).as_posix() if path.is_relative_to(here) else path.name
+
+
 def model_card(
-    name: str,
+    address: Address,
     config: LMConfig,
     parameters: int,
     architecture: str,
@@ -35,7 +62,7 @@ def model_card(
     """The text of a README.md, in Chinese and English.
 
     Args:
-        name: of the folder.
+        address: where it is to be found.
         architecture: the class in config.json.
         stored: "f32", "f16" or "bf16".
         record: of the weights (record.py); may be empty.
@@ -46,26 +73,36 @@ def model_card(
     shape = f"{config.n_layers} layers, width {config.dim}, {config.n_heads}/{config.n_kv_heads} heads{experts}"
     front = ["library_name: transformers", "language:", "- zh", "- en", "pipeline_tag: text-generation", "tags:"]
     front += ["- minimind", "- conversational", *(["- custom_code"] if is_own else [])]
-    front += ["# license: yours to choose; the hub shows it from here, e.g. apache-2.0"]
+    if address.license:
+        front += [f"license: {address.license}"]
+    else:
+        front += ["# license: yours to choose; the hub shows it from here, e.g. apache-2.0"]
     rows = [
         ("参数 parameters", f"{parameters:,} ({kind})"),
         ("结构 architecture", f"`{architecture}`: {shape}"),
         ("词表 vocabulary", f"{config.vocab_size:,}"),
-        ("上下文 context", f"{config.max_seq_len:,} tokens"),
+        ("上下文 context", _context(config, record)),
         ("存储 stored as", stored),
     ]
     parts = [
         "\n".join(["---", *front, "---"]),
-        f"# {name}",
+        f"# {PurePath(address.name).name}",
         "一个很小的中英文语言模型，用 MiniMind 训练。\n\nA very small Chinese and English language model, trained with "
         "MiniMind.",
         _table(("", ""), rows),
-        f"## 运行 How to run it\n\n{_how_to_run(name, is_own)}",
+        f"## 运行 How to run it\n\n{_how_to_run(address, is_own)}",
     ]
     if tokenizer.chat_template:
         parts.append(f"## 对话格式 Chat format\n\n```text\n{_example(tokenizer)}\n```")
     if told := _told(record):
         parts.append(f"## 训练 Training\n\n{_table(('', '训练记录 from the record of the run'), told)}")
+        if record.get("heldout"):
+            parts.append(
+                "留出数据是从同一份数据里随机留出的，同样的事可能换个说法训练过：损失接近零不说明学会了新知识，"
+                "与用别的数据得到的数字也不能相比。\n\n"
+                "Held-out rows were left out of the same data at random, which may hold the same facts in other words: a "
+                "loss near zero shows no knowledge of anything new, and figures on other data are not comparable."
+            )
     parts.append(
         "## 局限 Limits\n\n"
         "模型很小：它会流利地说错话，也没有做过安全训练。重要的事请自行核实。\n\n"
@@ -74,8 +111,9 @@ def model_card(
     return "\n\n".join(parts) + "\n"
 
 
-def _how_to_run(name: str, is_own: bool) -> str:
+def _how_to_run(address: Address, is_own: bool) -> str:
     trust = ", trust_remote_code=True" if is_own else ""
+    name, folder = address.name, address.folder
     python = f"""```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -86,20 +124,35 @@ prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, ret
 answer = model.generate(**prompt, max_new_tokens=256)
 print(tokenizer.decode(answer[0, prompt["input_ids"].shape[1]:], skip_special_tokens=True))
 ```"""
+    download = [address.download] if address.download else []
+    if download and name == folder:  # transformers does not find it on its hub
+        python = f"```bash\n{address.download}\n```\n\n{python}"
+        download = []
     if is_own:
         return (
             f"{python}\n\n它带着自己的代码（model.py 等），需要 transformers 5；vLLM、llama.cpp 和 Ollama 用不了。\n\n"
             "It brings its own code (model.py and others) and needs transformers 5; vLLM, llama.cpp and Ollama do not "
             "run it."
         )
-    return f"""{python}
+    gguf = f"{PurePath(folder).name}-f16"
+    commands = [
+        f"vllm serve {name}",
+        *download,
+        f"python scripts/convert_model.py {folder} {gguf}.gguf  # MiniMind's script: for llama.cpp and Ollama",
+        f"llama-cli -m {gguf}.gguf",
+        f"ollama create {PurePath(folder).name.lower()} -f {gguf}.Modelfile",
+    ]
+    return "\n".join([f"{python}\n", "```bash", *commands, "```"])
 
-```bash
-vllm serve {name}
-python scripts/convert_model.py {name} {name}-f16.gguf  # MiniMind's script: for llama.cpp and Ollama
-llama-cli -m {name}-f16.gguf
-ollama create {name.lower()} -f {name}-f16.Modelfile
-```"""
+
+def _context(config: LMConfig, record: Mapping[str, object]) -> str:
+    """How long a text may be; a model is good only at lengths that it was trained on, where these are known."""
+    limit = f"{config.max_seq_len:,} tokens，位置上限 the limit of positions"
+    data = record.get("data")
+    trained = data.get("max_seq_len") if isinstance(data, Mapping) else None
+    if trained is None:
+        return limit
+    return f"{limit}；训练时每条至多 trained on sequences of at most {trained:,}"
 
 
 def _example(tokenizer: PreTrainedTokenizerBase) -> str:

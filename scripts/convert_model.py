@@ -97,11 +97,13 @@ def convert(args: argparse.Namespace) -> str:
         return conversion.convert_to_gguf(read, target, args.dtype)
     if args.to == "onnx":
         return conversion.convert_to_onnx(read, target)
-    return conversion.convert_to_folder(read, target, args.architecture, args.dtype)
+    return conversion.convert_to_folder(read, target, args.architecture, args.dtype, hub.address_of(args))
 
 
 def convert_adapter(args: argparse.Namespace, source: Path, target: Path) -> str:
     """The same for an adapter by itself."""
+    if args.license:
+        raise ValueError("--license is for the model card, and an adapter has none: leave it out")
     if args.to in ("gguf", "onnx") or args.lora:
         raise ValueError(f"{source} is a LoRA adapter: name the weights it was trained on as SRC, and it with --lora")
     read = adapter_conversion.read_adapter(source, args.given, args.architecture)
@@ -119,7 +121,13 @@ def main(argv: list[str] | None = None) -> None:
         if args.push:
             names = [file.name for file in files] if files else None
             hub.check_upload(args.hub, args.push, names, args.private, args.replace)
-        verified = convert(args)
+        try:
+            verified = convert(args)
+        except FileExistsError as error:
+            if not args.push:
+                raise
+            later = hub.upload_command(args.hub, args.push, files or [target])
+            raise FileExistsError(f"{error}; or, to upload what is there as it is, run `{later}`") from error
         print(f"{target}: {verified}", flush=True)
         if args.push:
             print(hub.upload(args.hub, args.push, target, files[1:], private=args.private, replace=args.replace))

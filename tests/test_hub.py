@@ -162,13 +162,13 @@ def test_what_is_in_the_way_stays_unless_it_is_to_be_replaced(server, folder, tm
 @pytest.mark.parametrize(
     ("answers", "reason"),
     [
-        ({"/api/whoami-v2": 401}, "knows no such token, or there is none here: hf auth login, or set HF_TOKEN"),
+        ({"/api/whoami-v2": 401}, "knows no such token (mistyped, revoked or expired): hf auth login, or set HF_TOKEN"),
         ({"/api/repos/create": 403}, "does not let this token write to me/x: take one with write access"),
         ({"preupload": 403}, "does not let this token write to me/x"),
         ({"commit": 409}, "is just being changed"),
         ({"commit": 413}, "huggingface answers 413 to me/x"),
         ({"commit": None}, "no connection to huggingface, or it broke"),
-        ({"/api/whoami-v2": None}, "no connection to huggingface, or it broke"),
+        ({"/api/whoami-v2": None}, "try again later, convert without --push, or set HF_ENDPOINT to a mirror"),
     ],
     ids=str,
 )
@@ -187,8 +187,21 @@ def test_refusals_are_plain_and_name_what_to_do(server, folder, monkeypatch, ans
 def test_without_a_token_the_login_is_named(server, folder, monkeypatch, tmp_path):
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no_token"))
-    with pytest.raises(hub.HubError, match="hf auth login"):
+    with pytest.raises(hub.HubError, match="there is no token of huggingface on this machine: hf auth login"):
         push(folder)
+
+
+def test_what_is_already_converted_comes_with_the_command_that_uploads_it(server, tmp_path, capsys):
+    save_weights(random_model().state_dict(), tmp_path / "m.pth")
+    for name in ("my model", "m.gguf"):
+        main([str(tmp_path / "m.pth"), str(tmp_path / name)])
+        with pytest.raises(SystemExit):
+            main([str(tmp_path / "m.pth"), str(tmp_path / name), "--push", "me/x"])
+        told = capsys.readouterr().err
+        if name == "m.gguf":
+            assert f"run `hf upload me/x {tmp_path}/m.gguf && hf upload me/x {tmp_path}/m.Modelfile`" in told
+        else:
+            assert f"run `hf upload me/x '{tmp_path}/my model' .`" in told
 
 
 @pytest.mark.parametrize(
@@ -197,6 +210,8 @@ def test_without_a_token_the_login_is_named(server, folder, monkeypatch, tmp_pat
         (["--push", "x"], "--push x: must be OWNER/NAME"),
         (["--private"], "--private and --replace are about --push"),
         (["--push", "me/x", "--hub", "github"], "--hub"),
+        (["--license", "Apache 2"], "--license Apache 2: must be an identifier of the hub, e.g. apache-2.0"),
+        (["--license", "mit", "--to", "pth"], "--license mit: only a folder has a model card"),
     ],
 )
 def test_flags_that_make_no_sense(capsys, flags, reason):

@@ -121,7 +121,10 @@ def test_refusals_are_plain(server, folder, status, reason):
 
 def test_a_wrong_token_names_the_login(server, folder, monkeypatch):
     monkeypatch.setenv("MODELSCOPE_API_TOKEN", "wrong")
-    with pytest.raises(hub.HubError, match="modelscope login --token TOKEN, or set MODELSCOPE_API_TOKEN"):
+    with pytest.raises(hub.HubError, match="no such token .*: modelscope login --token TOKEN, or set MODELSCOPE_API_T"):
+        push(folder)
+    monkeypatch.delenv("MODELSCOPE_API_TOKEN")
+    with pytest.raises(hub.HubError, match="there is no token of modelscope on this machine: modelscope login"):
         push(folder)
 
 

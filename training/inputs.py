@@ -118,6 +118,7 @@ def origin(args, data: Data) -> dict[str, object]:
             "fingerprint": data.fingerprint,
             "rows_trained_on": len(data.train),
             "rows_held_out": len(data.heldout),
+            "max_seq_len": args.max_seq_len,
         },
         "tokenizer": ChatFormat(data.tokenizer).fingerprint() if data.tokenizer else None,
     }
