@@ -100,8 +100,8 @@ def model_card(
             parts.append(
                 "留出数据是从同一份数据里随机留出的，同样的事可能换个说法训练过：损失接近零不说明学会了新知识，"
                 "与用别的数据得到的数字也不能相比。\n\n"
-                "Held-out rows were left out of the same data at random, which may hold the same facts in other words: a "
-                "loss near zero shows no knowledge of anything new, and figures on other data are not comparable."
+                "Held-out rows were left out of the same data at random, which may hold the same facts in other words: "
+                "a loss near zero shows no knowledge of anything new, and figures on other data are not comparable."
             )
     parts.append(
         "## 局限 Limits\n\n"
