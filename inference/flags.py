@@ -76,6 +76,9 @@ def settle_choice(args: argparse.Namespace) -> list[str]:
         folder = args.load_from
     elif kind == "1" and not problems:
         folder = path[0] if path else "MiniMind2"
+    if folder is not None and args.weight is not None:
+        which = "--load" if args.load_from in (None, "model") else "--load_from"
+        problems.append(f"--weight {args.weight}: {which} says to take {folder} instead; pass only one of the two")
     weight = Path(folder) if folder is not None else args.weight or MODEL_MODES[args.model_mode]
     if is_path(str(weight)) and is_foreign(weight):
         args.choice = Choice(Path(weight), None, args.model_mode == 0, args.out_dir)

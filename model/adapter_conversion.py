@@ -19,7 +19,7 @@ from .LMConfig import LMConfig, config_fields
 from .loading import load_tokenizer, new_model, read_state_dict, save_weights
 from .model_lora import Adapter, load_lora, merge_lora
 from .opening import Source
-from .record import adapter_remark, describe_file, describe_program, read_record, record_path, write_record
+from .record import adapter_remark, describe_file, describe_program, is_peft, read_record, record_path, write_record
 from .sizes import Given, contradictions
 
 NOT_KEPT = ("format", "weights", "fingerprint", "written", "config", "versions", "commit")  # of the record of a copy
@@ -41,7 +41,7 @@ class AdapterSource:
 def is_adapter(path: Path) -> bool:
     """True for a directory of peft, and for a .pth file with the matrices of LoRA. Raises ValueError: it is damaged."""
     if path.is_dir():
-        return (path / "adapter_config.json").is_file() and not (path / "config.json").is_file()
+        return is_peft(path)
     return path.suffix == ".pth" and path.is_file() and any(".lora." in n for n in read_state_dict(path, None))
 
 

@@ -93,13 +93,11 @@ def require_weights(path: str | Path, config: LMConfig, make_with: str | None = 
     if path.exists():
         return
     if path.suffix not in (".pth", ".gguf"):
-        raise FileNotFoundError(
-            f"{path} not found: weights are a .pth file, a folder in the format of transformers, or a .gguf file"
-        )
+        raise not_found(path, "weights are a .pth file, a folder in the format of transformers, or a .gguf file")
     make_with = make_with or make_command(path, config)
     if others := of_other_sizes(path, config, path.parent):
         raise FileNotFoundError(f"{path} not found, but\n  {others}" + (f"\nor run `{make_with}`" if make_with else ""))
-    raise _not_found(path, make_with)
+    raise not_found(path, f"run `{make_with}` first" if make_with else "check the path")
 
 
 def fill(model: nn.Module, state_dict: dict[str, torch.Tensor], path: Path, make_with: str | None) -> None:
@@ -225,7 +223,7 @@ def read_state_dict(path: Path, make_with: str | None) -> dict[str, torch.Tensor
         ValueError: it is damaged, or holds something else than tensors.
     """
     if not path.is_file():
-        raise _not_found(path, make_with)
+        raise not_found(path, f"run `{make_with}` first" if make_with else "check the path")
     try:
         state_dict = read_torch_file(path)
     except UnreadableFile as error:
@@ -241,10 +239,20 @@ def check_finite(path: str | Path, state_dict: dict[str, torch.Tensor], make_wit
         raise ValueError(f"{path} {problem}, as a run that diverged leaves it: {_remedy(make_with)}")
 
 
-def _not_found(path: Path, make_with: str | None) -> FileNotFoundError:
-    remedy = f"run `{make_with}` first" if make_with else "check the path"
-    there = ", ".join(sorted(file.name for file in path.parent.glob("*.pth")))
-    return FileNotFoundError(f"{path} not found: {remedy}" + (f"; {path.parent} holds {there}" if there else ""))
+def not_found(path: Path, remedy: str) -> FileNotFoundError:
+    """The error for weights that are not there. It names those in the same folder, else in the folders right below."""
+    for places in ([path.parent], sorted(path.parent.glob("*/"))):
+        lists = [f"{place} holds {', '.join(names)}" for place in places if (names := _weights_in(place))]
+        if lists:
+            return FileNotFoundError(f"{path} not found: {remedy}; {'; '.join(lists)}")
+    return FileNotFoundError(f"{path} not found: {remedy}")
+
+
+def _weights_in(folder: Path) -> list[str]:
+    """The names of what looks like weights: .pth and .gguf files, and folders of transformers."""
+    files = [file for file in folder.glob("*") if file.suffix in (".pth", ".gguf") and file.is_file()]
+    folders = [config.parent for config in folder.glob("*/config.json")]
+    return sorted(path.name for path in files + folders)
 
 
 def _remedy(make_with: str | None) -> str:

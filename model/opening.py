@@ -24,8 +24,8 @@ from common.files import is_special
 
 from .layouts import recognise, to_ours
 from .LMConfig import LMConfig
-from .loading import fill, make_command, new_model, read_state_dict, require_weights
-from .record import config_for
+from .loading import fill, make_command, new_model, not_found, read_state_dict, require_weights
+from .record import AN_ADAPTER, config_for, is_peft
 from .sizes import Given, agreed
 from .vocabulary import tokenizer_of, with_token_ids
 
@@ -73,6 +73,12 @@ def kind_of(path: Path) -> str:
         return path.suffix[1:]
     if path.suffix == ".safetensors" and path.is_file():
         raise ValueError(f"{path}: pass the folder that it lies in, which says in config.json what model it is")
+    if path.suffix == ".onnx" and path.is_file():
+        raise ValueError(
+            f"{path}: ONNX is for onnxruntime alone: pass the .pth file, folder or .gguf file of this model"
+        )
+    if is_peft(path):
+        raise ValueError(f"{path}: {AN_ADAPTER}")
     return "pth" if path.is_file() else "folder"
 
 
@@ -180,6 +186,8 @@ def open_model(path: str | Path, given: Mapping[str, Given], tokenizer_path: str
     Raises: what `describe`, `load_weights` and `tokenizer_of` raise.
     """
     path = Path(path)
+    if not path.exists():
+        raise not_found(path, "check the path")
     config, remarks = describe(path, given)
     tensors, layout = read_tensors(path, config)
     tokenizer = tokenizer_of(path, config.vocab_size, tokenizer_path)

@@ -30,6 +30,10 @@ from .loading import REPO_ROOT
 from .sizes import Given, Shapes, agreed, assume_config, misfits
 
 FORMAT = "minimind weights 1"
+AN_ADAPTER = (
+    "it is a LoRA adapter, no model: eval_model.py takes it with --lora_name, and "
+    "scripts/convert_model.py merges it, with --lora, into the weights that it was trained on"
+)
 
 
 def record_path(weights: str | Path) -> Path:
@@ -52,8 +56,7 @@ def fingerprint(weights: str | Path) -> str:
     if is_special(weights):
         raise ValueError(f"{weights} is a pipe or a device, no file")
     if weights.is_dir():
-        is_peft = (weights / "adapter_config.json").is_file() and not (weights / "config.json").is_file()
-        config = weights / ("adapter_config.json" if is_peft else "config.json")
+        config = weights / ("adapter_config.json" if is_peft(weights) else "config.json")
         files = [config, *weights.glob("*.safetensors"), *weights.glob("*.bin")]
         entries = sorted((file.name, crc32(file)) for file in files)
     elif weights.suffix == ".gguf":
@@ -62,6 +65,11 @@ def fingerprint(weights: str | Path) -> str:
         with zipfile.ZipFile(weights) as archive:
             entries = sorted((entry.filename.partition("/")[2], entry.CRC) for entry in archive.infolist())
     return f"{zlib.crc32(repr(entries).encode()):08x}"
+
+
+def is_peft(path: Path) -> bool:
+    """True for a directory of peft, which holds an adapter and no model."""
+    return (path / "adapter_config.json").is_file() and not (path / "config.json").is_file()
 
 
 # Writing
@@ -187,10 +195,7 @@ def read_shapes(weights: str | Path) -> tuple[Shapes, str] | None:
     except UNREADABLE:
         return None
     if any(".lora." in name for name in tensors):
-        raise ValueError(
-            "it is a LoRA adapter, no model: eval_model.py takes it with --lora_name, and "
-            "scripts/convert_model.py merges it, with --lora, into the weights that it was trained on"
-        )
+        raise ValueError(AN_ADAPTER)
     layout = recognise(without_data)
     # Which rows of q and k change places depends on the size of a head, but not how many there are.
     converted = to_ours(without_data, layout, head_dim=2)

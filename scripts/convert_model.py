@@ -31,6 +31,7 @@ from model.LMConfig import LMConfig  # noqa: E402
 from model.model_flags import TRAINING_FIELDS, add_model_flags, add_tokenizer_flag, given_fields  # noqa: E402
 from model.opening import open_model  # noqa: E402
 
+WEIGHT_ENDINGS = (".safetensors", ".bin", ".pt")  # of files, which no folder should be called by
 PACKAGES = {"transformers": (), "pth": (), "gguf": ("gguf",), "onnx": ("onnx", "onnxscript", "onnxruntime")}
 
 
@@ -69,6 +70,8 @@ def settle(args: argparse.Namespace) -> list[str]:
     args.given, problems = given_fields(args)
     if args.to != "transformers" and not Path(args.target).name.endswith(f".{args.to}"):
         problems.append(f"{args.target}: the name must end in .{args.to}")
+    if args.to == "transformers" and Path(args.target).suffix.lower() in WEIGHT_ENDINGS:
+        problems.append(f"{args.target}: weights for transformers come in a folder: name one, {Path(args.target).stem}")
     missing = [package for package in PACKAGES[args.to] if not is_installed(package)]
     if missing:
         problems.append(f"a .{args.to} file: packages are missing; pip install {' '.join(missing)}")

@@ -153,7 +153,10 @@ def test_minimind_of_2024_needs_no_flags(tmp_path, capsys):
 @pytest.mark.parametrize(
     "arguments, reason",
     [
-        (["missing.pth", "x"], "missing.pth not found"),
+        (["missing.pth", "x"], "missing.pth not found: check the path; . holds adapter.pth, damaged.pth, double.pth"),
+        (["missing", "x.pth"], "missing not found: check the path; . holds adapter.pth"),
+        (["out/full_sft_512.pth", "x"], "full_sft_512.pth not found: check the path; out/quick holds full_sft_64.pth"),
+        (["m_64.pth", "x.safetensors"], "x.safetensors: weights for transformers come in a folder: name one, x"),
         (["m_64.pth", "taken"], "taken exists"),
         (["m_64.pth", "m_64.pth"], "m_64.pth exists"),
         (["m_64.pth", "taken.gguf"], "taken.gguf exists"),
@@ -189,6 +192,8 @@ def test_what_cannot_be_converted_leaves_nothing(tmp_path, monkeypatch, capsys, 
     (tmp_path / "taken" / "file").write_text("mine")
     (tmp_path / "taken.gguf").write_text("mine")
     (tmp_path / "taken.json").write_text("mine")
+    (tmp_path / "out" / "quick").mkdir(parents=True)
+    (tmp_path / "out" / "quick" / "full_sft_64.pth").write_bytes(b"")
     for name in ("link", "link.pth"):
         (tmp_path / name).symlink_to("nowhere")
     others = {

@@ -294,6 +294,23 @@ def test_missing_weights_name_the_command_that_makes_them(run):
     assert "rlhf_512.pth" in err and "python train_dpo.py --out_dir" in err
 
 
+def test_what_is_no_model_says_what_it_is_for(run, tmp_path):
+    (tmp_path / "peft").mkdir()
+    (tmp_path / "peft" / "adapter_config.json").write_text("{}")
+    (tmp_path / "m.onnx").write_bytes(b"onnx")
+    code, _, err = run("--load", "1", str(tmp_path / "peft"))
+    assert code == 2 and "peft: it is a LoRA adapter, no model: eval_model.py takes it with --lora_name" in err
+    code, _, err = run("--load", "1", str(tmp_path / "m.onnx"))
+    assert code == 2 and "m.onnx: ONNX is for onnxruntime alone: pass the .pth file" in err
+
+
+@pytest.mark.parametrize("flags", [["--load", "1"], ["--load_from", "MiniMind2"]])
+def test_two_flags_that_name_a_model(run, flags):
+    """--weight was left unread, and the error was about MiniMind2, which nobody had named."""
+    code, _, err = run(*flags, "--weight", "x.pth")
+    assert code == 2 and f"--weight x.pth: {flags[0]} says to take MiniMind2 instead; pass only one" in err
+
+
 def test_weights_of_another_size_name_the_flags(run):
     code, _, err = run("--n_layers", "2", "--prompt", "你好")
     assert code == 2 and "--n_layers 2 contradicts n_layers 1 of" in err and "leave it out" in err
