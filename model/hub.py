@@ -108,17 +108,21 @@ def upload(hub: str, repo_id: str, path: Path, beside: list[Path], *, private: b
             send = _send_huggingface if hub == "huggingface" else _send_modelscope
             return send(repo_id, files, private, path.is_dir() and replace)
     except HubError as error:
-        later = upload_command(hub, repo_id, files if path.is_file() else [path])
+        later = upload_command(hub, repo_id, files if path.is_file() else [path], private)
         raise HubError(f"not uploaded: {error}. {path} is whole: `{later}` uploads it as it is") from error
 
 
-def upload_command(hub: str, repo_id: str, paths: list[Path]) -> str:
-    """The client's own command that uploads a folder, or files one after the other."""
+def upload_command(hub: str, repo_id: str, paths: list[Path], private: bool) -> str:
+    """The client's own command that uploads a folder, or files one after the other, into a repository as asked for."""
     commands = []
+    if private and hub == "modelscope":  # its upload would make a public one
+        commands.append(f"modelscope create {repo_id} --repo-type model --visibility private --exist-ok")
     for path in paths:
         words = [*COMMANDS[hub].split(), repo_id, str(path)]
         if hub == "huggingface" and path.is_dir():
             words.append(".")
+        if private and hub == "huggingface":
+            words.append("--private")
         commands.append(shlex.join(words))
     return " && ".join(commands)
 

@@ -129,7 +129,7 @@ def main(argv: list[str] | None = None) -> None:
         except FileExistsError as error:
             if not args.push:
                 raise
-            later = hub.upload_command(args.hub, args.push, files or [target])
+            later = hub.upload_command(args.hub, args.push, files or [target], args.private)
             raise FileExistsError(f"{error}; or, to upload what is there as it is, run `{later}`") from error
         print(f"{target}: {verified}", flush=True)
         if args.push:

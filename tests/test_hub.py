@@ -218,3 +218,10 @@ def test_flags_that_make_no_sense(capsys, flags, reason):
     with pytest.raises(SystemExit):
         main(["m.pth", "x", *flags])
     assert reason in capsys.readouterr().err
+
+
+def test_the_command_for_a_private_repository_makes_no_public_one(tmp_path):
+    assert hub.upload_command("huggingface", "me/x", [tmp_path], True) == f"hf upload me/x {tmp_path} . --private"
+    create, upload = hub.upload_command("modelscope", "me/x", [tmp_path], True).split(" && ")
+    assert "me/x" in create and "--visibility private" in create
+    assert upload == f"modelscope upload me/x {tmp_path}"
