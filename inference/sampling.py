@@ -177,9 +177,11 @@ class RowSampler:
         self.params[row] = params
         for name in self.SETTINGS:
             self.tables[name][row] = getattr(params, name)
-        for name in ("bias", "in_prompt", "counts", "made"):
+        for name in ("bias", "counts", "made"):
             self.tables[name][row] = 0
-        self.tables["in_prompt"][row, prompt] = True
+        in_prompt = torch.zeros(self.tables["in_prompt"].shape[1], dtype=torch.bool)
+        in_prompt[prompt] = True
+        self.tables["in_prompt"][row] = in_prompt
         for token, bias in params.logit_bias.items():
             self.tables["bias"][row, token] = bias
         if params.temperature > 0:

@@ -111,7 +111,7 @@ def test_decoding_does_not_wait(params, use_moe, fake):
     batch = Batch(model, 2)
     for prompt in ([1], [4]):  # nothing to read but the last token
         batch.add(Request(prompt, SamplingParams(**params)))
-    with NobodyWaits(), torch.inference_mode():
+    with NobodyWaits(), torch.inference_mode(), cuda_run().autocast():
         tokens = [batch._next_tokens(model, [0, 1])[1] for _ in range(4)]
     assert {(tuple(t.shape), t.device.type) for t in tokens} == {((2,), "cuda")}
 
