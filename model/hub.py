@@ -41,7 +41,7 @@ def add_push_flags(parser) -> None:
     group.add_argument("--push", type=non_empty, metavar="OWNER/NAME", help="to this repository, made if it is new")
     group.add_argument("--hub", choices=PACKAGES, default="huggingface", help="of which hub (%(default)s)")
     group.add_argument(
-        "--license", type=non_empty, metavar="ID", default="",
+        "--license", type=non_empty, metavar="ID",
         help="for the model card of a folder, as the hub spells it, e.g. apache-2.0; without it, left open there",
     )  # fmt: skip
     group.add_argument("--private", action="store_true", help="only you can see the repository")

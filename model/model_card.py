@@ -31,12 +31,12 @@ class Address:
     Attributes:
         name: what from_pretrained takes: a folder, or OWNER/NAME on huggingface.co.
         download: the command that fetches the repository OWNER/NAME into the folder NAME; "" for a local folder.
-        license: its identifier on the hub; "" if nobody has chosen one.
+        license: its identifier on the hub; None if nobody has chosen one.
     """
 
     name: str
     download: str = ""
-    license: str = ""
+    license: str | None = None
 
     @property
     def folder(self) -> str:

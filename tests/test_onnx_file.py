@@ -33,18 +33,19 @@ def test_onnxruntime_computes_the_same(tmp_path, kind, capsys):
     assert np.abs(padded[:, :33] - expected).max() < 1e-5 * np.abs(expected).max()
 
 
-def test_the_ten_lines_of_the_document_answer(tmp_path, monkeypatch, capsys):
+def test_the_program_of_the_document_answers(tmp_path, monkeypatch, capsys):
     model = random_model()
     monkeypatch.chdir(tmp_path)
     save_weights(model.state_dict(), tmp_path / "m.pth")
     main(["m.pth", "minimind.onnx"])
-    text = (REPO_ROOT / "docs" / "conversion_en.md").read_text(encoding="utf-8")
+    text = (REPO_ROOT / "docs" / "where_it_runs_en.md").read_text(encoding="utf-8")
     (program,) = re.findall(r"```python\n(import numpy.*?onnxruntime.*?)```", text, flags=re.S)
     capsys.readouterr()
-    exec(program.replace("range(256)", "range(8)"), {})  # noqa: S102
+    exec(program.replace("prompt + 64", "prompt + 8"), {})  # noqa: S102
     answer = capsys.readouterr().out.rstrip("\n")
     tokenizer = load_tokenizer()
-    prompt = tokenizer("<s>user\n你好</s>\n<s>assistant\n", return_tensors="pt", add_special_tokens=False)["input_ids"]
+    question = "<s>user\n法国的首都是哪里？</s>\n<s>assistant\n"
+    prompt = tokenizer(question, return_tensors="pt", add_special_tokens=False)["input_ids"]
     expected = model.generate(prompt, max_new_tokens=8, do_sample=False)
     expected = expected[0, prompt.shape[1] :].tolist()
     assert answer == tokenizer.decode([token for token in expected if token != 2], skip_special_tokens=True)
