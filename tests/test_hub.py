@@ -1,14 +1,13 @@
 """Uploads against a server of our own that speaks the hub's protocol: what arrives, what is refused, what is said."""
 
 import base64
-import http.server
 import json
 import re
-import threading
 
 import huggingface_hub
 import pytest
 from huggingface_hub import constants
+from json_server import JsonHandler, serving
 from test_convert_model import random_model
 
 from model import hub
@@ -19,7 +18,7 @@ from scripts.convert_model import main
 TOKEN = "hf_averysecrettoken0123456789abcdefgh"
 
 
-class Hub(http.server.BaseHTTPRequestHandler):
+class Hub(JsonHandler):
     """One repository, me/x. The server's `answers` replace what it says: path -> status, or None to hang up."""
 
     def do_GET(self):
@@ -78,33 +77,17 @@ class Hub(http.server.BaseHTTPRequestHandler):
                 return True
         return False
 
-    def say(self, status: int, content: object, headers: dict[str, str] | None = None) -> None:
-        body = json.dumps(content).encode()
-        self.send_response(status)
-        for name, value in {"Content-Type": "application/json", "Content-Length": len(body), **(headers or {})}.items():
-            self.send_header(name, str(value))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *args):
-        pass
-
 
 @pytest.fixture
 def server(monkeypatch):
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.repo, server.answers, server.commits = None, {}, 0
-    server.address = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    monkeypatch.setattr(constants, "ENDPOINT", server.address)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    huggingface_hub.close_session()  # one that was made offline would stay so
-    yield server
-    huggingface_hub.close_session()
-    server.shutdown()
-    server.server_close()
+    with serving(Hub) as server:
+        server.repo, server.answers, server.commits = None, {}, 0
+        monkeypatch.setattr(constants, "ENDPOINT", server.address)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        huggingface_hub.close_session()  # one that was made offline would stay so
+        yield server
+        huggingface_hub.close_session()
 
 
 @pytest.fixture

@@ -1,18 +1,17 @@
 """Uploads to modelscope.cn against a server of our own: the client is its own, so is the protocol."""
 
 import base64
-import http.server
 import json
-import threading
 
 import pytest
+from json_server import JsonHandler, serving
 
 from model import hub
 
 TOKEN = "ms-averysecrettoken"
 
 
-class ModelScope(http.server.BaseHTTPRequestHandler):
+class ModelScope(JsonHandler):
     """One repository, me/x; `refuse` is a status for every request that changes something."""
 
     def do_GET(self):
@@ -53,29 +52,14 @@ class ModelScope(http.server.BaseHTTPRequestHandler):
 
     do_PUT = do_POST
 
-    def say(self, status: int, content: object) -> None:
-        body = json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *args):
-        pass
-
 
 @pytest.fixture
 def server(monkeypatch):
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), ModelScope)
-    server.repo, server.refuse = None, None
-    server.address = f"http://127.0.0.1:{server.server_port}"
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("MODELSCOPE_ENDPOINT", server.address)
-    monkeypatch.setenv("MODELSCOPE_API_TOKEN", TOKEN)
-    yield server
-    server.shutdown()
-    server.server_close()
+    with serving(ModelScope) as server:
+        server.repo, server.refuse = None, None
+        monkeypatch.setenv("MODELSCOPE_ENDPOINT", server.address)
+        monkeypatch.setenv("MODELSCOPE_API_TOKEN", TOKEN)
+        yield server
 
 
 @pytest.fixture
