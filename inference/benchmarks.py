@@ -203,7 +203,7 @@ def _data(rows: list[ExamQuestion]) -> dict:
         for row in rows:
             if row.is_example == wanted:
                 letter = LETTERS[row.key]
-                options = dict(zip(LETTERS, row.options, strict=False))
+                options = dict(zip(LETTERS[: len(row.options)], row.options, strict=True))
                 texts = {"question": row.question, "Question": row.question, "answer": letter, "Answer": letter}
                 documents.append({**texts, **options, "choices": list(row.options)})
         return Dataset.from_list(documents)

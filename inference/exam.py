@@ -104,7 +104,7 @@ def _options(row: dict) -> tuple[str, ...]:
         options = [row.get(letter) for letter in LETTERS[: last + 1]]  # None where a letter is left out
     if not isinstance(options, list) or not 2 <= len(options) <= len(LETTERS):
         raise ValueError(f"a question needs 2 to 26 options, as 'A', 'B', ... or as a list 'choices': {shown(options)}")
-    for letter, option in zip(LETTERS, options, strict=False):
+    for letter, option in zip(LETTERS[: len(options)], options, strict=True):
         if not isinstance(option, str) or not option.strip():
             raise ValueError(f"option {letter} must be a text that is not empty, it is {_described(option)}")
     return tuple(options)

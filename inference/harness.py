@@ -68,9 +68,10 @@ class HarnessModel(LM):
         """
         text = context.rstrip()
         continuation = context[len(text) :] + continuation
-        ends = [self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.tokenizer.eos_token_id]
-        start = self.encode(text) if text else ends
-        together = self.encode(text + continuation) if text else ends + self._plain(continuation)
+        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        first = [eos if bos is None else bos]
+        start = self.encode(text) if text else first
+        together = self.encode(text + continuation) if text else first + self._plain(continuation)
         if together[: len(start)] == start and len(together) > len(start):
             return start, together[len(start) :]
         return start, self._plain(continuation)  # a token reaches over the border, as with '：《'

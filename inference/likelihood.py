@@ -63,9 +63,8 @@ def score_continuations(
             raise ValueError(f"pair {index}: {len(continuation)} tokens do not fit into the model's context of {limit}")
         row = [*context, *continuation][-limit - 1 : -1]
         pairs_of_row[tuple(row)].append(index)
-    rows = sorted(
-        pairs_of_row, key=len, reverse=True
-    )  # neighbours need little padding; what is too large fails at once
+    # By length, so that neighbours need little padding; the longest first, so that what is too large fails at once.
+    rows = sorted(pairs_of_row, key=len, reverse=True)
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
         wanted = [(i, index) for i, row in enumerate(batch) for index in pairs_of_row[row]]

@@ -16,8 +16,8 @@ class KVCache:
     """Keys and values of the tokens so far, in memory reserved in advance: (layers, rows, K, capacity, C) each.
 
     Growing by concatenation would copy everything at every token. Every row is a text of its own with a length of its
-    own: `window` is what the network is given to continue some of them. Given to the network itself, as Hugging Face's
-    caches are and as `model.generate(past_key_values=...)` does, it continues all rows together.
+    own: the network is given a `Window` to continue some of them. Given the cache itself, as Hugging Face's are given
+    and as `model.generate(past_key_values=...)` does, it continues all rows together.
 
     Raises:
         ValueError: a model that needs more than the keys and values of all its tokens (see `cache_shape`).
@@ -45,10 +45,6 @@ class KVCache:
         return self.keys.shape[3]
 
     # Row by row, as the engine uses it
-
-    def window(self, rows: slice | Tensor, positions: Tensor, read: int) -> Window:
-        """Some rows, for one forward pass: see `Window`."""
-        return Window(self, rows, positions, read)
 
     def reserve(self, length: int) -> None:
         """Make room for `length` tokens a row: doubled when it must grow, so that each token is moved at most twice."""

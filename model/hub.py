@@ -24,11 +24,7 @@ LOGIN = {
 COMMANDS = {"huggingface": "hf upload", "modelscope": "modelscope upload"}
 ENDPOINTS = {"huggingface": "HF_ENDPOINT", "modelscope": "MODELSCOPE_ENDPOINT"}
 MESSAGE = "Upload a MiniMind"
-MADE_BY_HUBS = {
-    ".gitattributes",
-    "README.md",
-    "configuration.json",
-}  # in a repository that is still empty
+MADE_BY_HUBS = {".gitattributes", "README.md", "configuration.json"}  # in a repository that is still empty
 
 
 class HubError(ValueError):

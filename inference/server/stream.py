@@ -42,7 +42,7 @@ async def events(bodies: AsyncIterator[dict | None]) -> AsyncIterator[str]:
     except ApiError as error:
         yield event(error.body())
     except Exception:
-        logging.getLogger(__name__).exception("an answer ended with an error")
+        logging.getLogger("minimind.server").exception("an answer ended with an error")
         yield event(error_body(500, "an internal error ended the answer; the server's log says why"))
     yield DONE
 
