@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from .architectures import ARCHITECTURES, native_architecture
 from .chat_format import ChatFormat
 from .folders import new_files, new_folder, write_folder
-from .gguf_file import modelfile, write_gguf
+from .gguf_file import check_rounding, modelfile, write_gguf
 from .gguf_reader import check_gguf, gguf_config, gguf_tensors
 from .LMConfig import LMConfig, config_fields
 from .loading import count_parameters, save_weights
@@ -156,13 +156,17 @@ def convert_to_gguf(source: Source, path: Path, quantisation: str) -> str:
         _refuse_overflow(model, quantisation)
         write_gguf(weights, source.config, model.state_dict(), source.tokenizer, quantisation, name=path.stem)
         check_gguf(weights, source.config, source.tokenizer, SAMPLE)
+        tensors = gguf_tensors(weights)
+        check_rounding(tensors, model.state_dict(), quantisation)
         read = MiniMindForCausalLM(gguf_config(weights)).eval()
-        read.load_state_dict(gguf_tensors(weights))
+        read.load_state_dict(tensors)
         difference = compare(model, read, source.tokenizer)
-        if not difference <= (CLOSE if quantisation == "f32" else float("inf")):  # NaN is neither
-            raise ValueError(f"{path} would hold other numbers than its source: nothing is left of it")
-        beside.write_text(modelfile(path.name, source.config.max_seq_len), encoding="utf-8")
-    return f"{quantisation}: logits of what it holds are {difference:.1e} from ours, relative to the largest"
+        if quantisation == "f32" and not difference <= CLOSE:  # NaN is not close either
+            raise ValueError(f"{path} would compute other logits, {difference:.1e} apart: nothing is left of it")
+        tokens = source.tokenizer.bos_token, source.tokenizer.eos_token
+        beside.write_text(modelfile(path.name, source.config.max_seq_len, *tokens), encoding="utf-8")
+    rounded = "" if quantisation == "f32" else f"every number is as {quantisation} rounds it, which moves logits; "
+    return f"{quantisation}: {rounded}logits of what it holds are {difference:.1e} from ours, relative to the largest"
 
 
 def sample_ids(model: MiniMindForCausalLM, tokenizer: PreTrainedTokenizerBase) -> Tensor:

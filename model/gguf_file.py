@@ -21,7 +21,9 @@ from .LMConfig import LMConfig
 ARCHITECTURES = {"llama": "llama", "qwen3": "qwen3", "ernie4_5_moe": "ernie4_5-moe", "qwen3_moe": "qwen3moe"}
 """model_type of transformers -> llama.cpp's name."""
 
-QUANTISATIONS = ("f32", "f16", "bf16", "q8_0", "q4_0")
+ROUNDING = {"f32": 0.0, "f16": 2.0**-11, "bf16": 2.0**-8, "q8_0": 1 / 127, "q4_0": 1 / 7}
+"""How a number may be stored, and the most that this moves it, as a share of the largest number of its row."""
+QUANTISATIONS = tuple(ROUNDING)
 BLOCK = 32  # numbers that share a scale in q8_0 and q4_0: rows must be multiples
 
 _BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
@@ -174,16 +176,32 @@ def read_gguf_tensors(path: Path, config: LMConfig) -> dict[str, Tensor]:
     return to_ours(tensors, _layout(architecture), config.head_dim)
 
 
-def modelfile(gguf_name: str, context: int) -> str:
-    """Ollama's Modelfile beside a GGUF file: the chat format as a Go template, what ends an answer, how to sample."""
+def check_rounding(read: dict[str, Tensor], written: dict[str, Tensor], quantisation: str) -> None:
+    """Raises ValueError if a number that was read is further from the one written than its type rounds.
+
+    Both are in our layout. A block of q8_0 or q4_0 is a part of a row, so its largest number is at most the row's.
+    """
+    for name, tensor in written.items():
+        allowed = ROUNDING[quantisation] * tensor.abs().amax(dim=-1, keepdim=True)
+        if quantisation != "f32":
+            allowed = allowed + 127 * 2.0**-25  # the smallest step of float16, in which blocks hold their scale
+        if not ((read[name] - tensor).abs() <= allowed).all():  # NaN is no smaller either
+            raise ValueError(f"{name} would hold other numbers than {quantisation} rounds to: nothing is left of it")
+
+
+def modelfile(gguf_name: str, context: int, bos: str, eos: str) -> str:
+    """Ollama's Modelfile beside a GGUF file: the chat format as a Go template, what ends an answer, how to sample.
+
+    `bos` and `eos` are the tokenizer's tokens around a message.
+    """
     turns = "".join(
-        f'{{{{ {"if" if i == 0 else "else if"} eq .Role "{role}" }}}}<s>{role}\n{{{{ .Content }}}}</s>\n'
+        f'{{{{ {"if" if i == 0 else "else if"} eq .Role "{role}" }}}}{bos}{role}\n{{{{ .Content }}}}{eos}\n'
         for i, role in enumerate(("system", "user", "assistant"))
     )
     return (
         f"FROM ./{gguf_name}\n"
-        f'TEMPLATE """{{{{- range .Messages }}}}{turns}{{{{ end }}}}{{{{ end }}}}<s>assistant\n"""\n'
-        'PARAMETER stop "</s>"\nPARAMETER stop "<s>"\n'
+        f'TEMPLATE """{{{{- range .Messages }}}}{turns}{{{{ end }}}}{{{{ end }}}}{bos}assistant\n"""\n'
+        f'PARAMETER stop "{eos}"\nPARAMETER stop "{bos}"\n'
         f"PARAMETER num_ctx {context}\nPARAMETER temperature 0.85\nPARAMETER top_p 0.85\n"
     )
 

@@ -118,7 +118,7 @@ def test_every_file_has_the_mode_that_the_umask_says(tmp_path):
 def test_a_gguf_file_and_its_modelfile(case, tmp_path, capsys, stored):
     _, _, path = case
     main([str(path), str(tmp_path / "x" / "m.gguf"), "--dtype", stored])
-    assert f"m.gguf: {stored}: logits of what it holds are " in capsys.readouterr().out
+    assert f"m.gguf: {stored}: every number is as {stored} rounds it" in capsys.readouterr().out
     assert (tmp_path / "x" / "m.Modelfile").read_text(encoding="utf-8").startswith("FROM ./m.gguf\n")
 
 

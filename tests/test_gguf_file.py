@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_model import make_model
 
-from model.gguf_file import QUANTISATIONS, gguf_architecture, modelfile, read_gguf_tensors, write_gguf
+from model.gguf_file import QUANTISATIONS, check_rounding, gguf_architecture, modelfile, read_gguf_tensors, write_gguf
 from model.LMConfig import PUBLISHED, LMConfig
 from model.loading import load_tokenizer
 from model.model import MiniMindForCausalLM
@@ -124,7 +124,7 @@ def test_every_published_model_has_an_architecture_in_llama_cpp(name):
 
 
 def test_the_modelfile_says_the_chat_format(tokenizer):
-    text = modelfile("minimind-f16.gguf", 2048)
+    text = modelfile("minimind-f16.gguf", 2048, "<s>", "</s>")
     assert text.startswith("FROM ./minimind-f16.gguf\n") and 'PARAMETER stop "</s>"' in text
     template = text.split('"""')[1]
     branches = dict(zip(("system", "user", "assistant"), template.split("eq .Role")[1:], strict=True))
@@ -133,6 +133,18 @@ def test_the_modelfile_says_the_chat_format(tokenizer):
         messages = [{"role": role, "content": "你好"}]
         assert body == tokenizer.apply_chat_template(messages, tokenize=False)
     assert template.endswith("<s>assistant\n")
+    assert "<s>" not in modelfile("x.gguf", 2048, "<|im_start|>", "<|im_end|>")
+
+
+@pytest.mark.parametrize("stored", QUANTISATIONS)
+def test_numbers_are_held_to_what_their_type_rounds(stored, tmp_path, tokenizer):
+    model = random_model()
+    write_gguf(tmp_path / "m.gguf", model.config, model.state_dict(), tokenizer, stored)
+    read = read_gguf_tensors(tmp_path / "m.gguf", model.config)
+    check_rounding(read, model.state_dict(), stored)
+    read["model.layers.1.mlp.up_proj.weight"][3] *= 1.3
+    with pytest.raises(ValueError, match="layers.1.mlp.up_proj.weight would hold other numbers"):
+        check_rounding(read, model.state_dict(), stored)
 
 
 def test_rows_without_a_token_have_a_name(tmp_path, tokenizer):
