@@ -14,7 +14,7 @@ from common.device import DTYPES, choose_device, fast_dtype
 from model.LMConfig import LMConfig
 from model.loading import STAGE_SCRIPTS
 from model.opening import describe, is_foreign, load_model
-from model.record import read_record, read_shapes
+from model.record import of_training, read_record, read_shapes
 from model.vocabulary import tokenizer_of
 
 if TYPE_CHECKING:
@@ -98,8 +98,9 @@ def find_models(directory: str | Path) -> list[Choice]:
 
 
 def continues_text(path: Path) -> bool:
-    """Whether weights continue raw text: a stage's record says so; of others, such as converted ones, the name."""
+    """Whether weights continue raw text: a stage's record says so, also where they were converted; else the name."""
     record, _ = read_record(path)
-    if record and record.get("stage") in STAGE_SCRIPTS:
-        return record["stage"] == TEXT_STAGE
+    stage = record and of_training(record).get("stage")
+    if stage in STAGE_SCRIPTS:
+        return stage == TEXT_STAGE
     return re.fullmatch(TEXT_STAGE + r"_\d+(_moe)?\.pth", path.name) is not None

@@ -22,11 +22,12 @@ from .model_card import Address, local_name, model_card
 from .onnx_file import onnx_logits, write_onnx
 from .opening import Source, describe, read_tensors
 from .own_code import logits_elsewhere
-from .record import describe_file, describe_program, read_record, write_record
+from .record import describe_file, describe_program, of_training, read_record, write_record
 from .vocabulary import keep_tokenizer
 
 STORED_TYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 BESIDE = {".pth": ".json", ".gguf": ".Modelfile", ".onnx": ".tokenizer.json"}  # what comes with a file
+BEFORE = ("stage", "started_from", "data", "step", "tokens", "heldout")  # what is kept of the record of a source
 CLOSE = 1e-5  # largest difference of two logits, as a share of the largest logit: rounding of float32
 SAMPLE = (
     "水在零摄氏度结冰，在一百摄氏度沸腾。春天来了，院子里的桃花开了，孩子们在树下做游戏。"
@@ -37,6 +38,10 @@ SAMPLE = (
 def facts_of(source: Source) -> dict[str, object]:
     """Where weights that are made from a source come from, for their record."""
     origin = {"stage": "convert_model", "started_from": describe_file(source.path)}
+    record = read_record(source.path)[0] if source.path.is_file() else None
+    if record is not None:  # what is known of the training, also after the second conversion
+        trained = of_training(record)
+        origin["before"] = {name: trained[name] for name in BEFORE if name in trained}
     if source.adapter:
         origin["adapter"] = describe_file(source.adapter)
     return {**origin, **describe_program()}

@@ -11,6 +11,7 @@ from pathlib import Path, PurePath
 from transformers import PreTrainedTokenizerBase
 
 from .LMConfig import LMConfig
+from .record import of_training
 
 LABELS = {
     "stage": "阶段 stage",
@@ -96,7 +97,7 @@ def model_card(
         parts.append(f"## 对话格式 Chat format\n\n```text\n{_example(tokenizer)}\n```")
     if told := _told(record):
         parts.append(f"## 训练 Training\n\n{_table(('', '训练记录 from the record of the run'), told)}")
-        if record.get("heldout"):
+        if of_training(record).get("heldout"):
             parts.append(
                 "留出数据是从同一份数据里随机留出的，同样的事可能换个说法训练过：损失接近零不说明学会了新知识，"
                 "与用别的数据得到的数字也不能相比。\n\n"
@@ -148,7 +149,7 @@ print(tokenizer.decode(answer[0, prompt["input_ids"].shape[1]:], skip_special_to
 def _context(config: LMConfig, record: Mapping[str, object]) -> str:
     """How long a text may be; a model is good only at lengths that it was trained on, where these are known."""
     limit = f"{config.max_seq_len:,} tokens，位置上限 the limit of positions"
-    data = record.get("data")
+    data = of_training(record).get("data")
     trained = data.get("max_seq_len") if isinstance(data, Mapping) else None
     if trained is None:
         return limit
@@ -177,6 +178,8 @@ def _told(record: Mapping[str, object]) -> list[tuple[str, str]]:
             value = f"{value:,}"
         if value:
             rows.append((label, str(value)))
+    if (before := of_training(record)) is not record:
+        rows += [(f"转换之前 before: {label}", value) for label, value in _told(before)]
     return rows
 
 

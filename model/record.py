@@ -162,6 +162,12 @@ def read_record(weights: str | Path) -> tuple[dict | None, str]:
         return None, f"{path} is not used: {error}"
 
 
+def of_training(record: Mapping[str, object]) -> Mapping[str, object]:
+    """What a record says of the training; that of converted weights keeps it of those that they were made of."""
+    before = record.get("before")
+    return before if isinstance(before, Mapping) else record
+
+
 def tokenizer_remark(weights: str | Path, tokenizer: str) -> str:
     """What to tell if weights were trained with another tokenizer than this, by ChatFormat.fingerprint(); or ""."""
     record, _ = read_record(weights)

@@ -103,3 +103,14 @@ def test_our_own_class_is_said_to_need_its_code():
     text = model_card(Address("Tiny"), config, 1234, "MiniMindForCausalLM", "f32", {}, load_tokenizer())
     assert "custom_code" in ModelCard(text).data.tags and text.count("trust_remote_code=True") == 2
     assert "2 of 4 experts" in text and "vllm serve" not in text and "ollama create" not in text
+
+
+def test_converted_weights_keep_what_is_known_of_their_training(tmp_path):
+    text = card_of(tmp_path)
+    main([str(tmp_path / "full_sft_64.pth"), str(tmp_path / "copy.pth")])
+    main([str(tmp_path / "copy.pth"), str(tmp_path / "again.pth")])
+    main([str(tmp_path / "again.pth"), str(tmp_path / "folder")])
+    again = (tmp_path / "folder" / "README.md").read_text(encoding="utf-8")
+    for told in ("| full_sft |", "`sft.jsonl`, 1,234 rows", "| 4,321 |", "at most 128 |", "heldout_loss 2.125 |"):
+        assert told in text and told in again
+    assert "| convert_model |" in again and "figures on other data are not comparable" in again

@@ -55,6 +55,8 @@ def test_a_converted_model_is_what_its_name_says(out_dir, model):
         save_weights(model.state_dict(), out_dir / name)
         write_record(out_dir / name, CONFIG, stage="convert_model", started_from="folder")
     assert continues_text(out_dir / "pretrain_16.pth") and not continues_text(out_dir / "full_sft_16.pth")
+    write_record(out_dir / "full_sft_16.pth", CONFIG, stage="convert_model", before={"stage": "pretrain"})
+    assert continues_text(out_dir / "full_sft_16.pth")
 
 
 def test_each_is_loaded(out_dir, model):
